@@ -425,8 +425,9 @@ def _cross_problems(
 ) -> Iterator[tuple[_Loc, str]]:
     """What is wrong between tables that are each right (sip is None when it is not)."""
     if sip is not None and sip.tls is not None and {"tcp", "tls"} <= set(sip.transports):
-        if sip.tls.port in {routing.split_host_port(listen)[1] for listen in sip.listen}:
-            yield ("sip", "tls", "port"), f"{sip.tls.port} is already taken by TCP in listen"
+        port = sip.tls.port
+        if port in {routing.split_host_port(listen)[1] for listen in sip.listen}:
+            yield ("sip", "tls", "port"), f"{port} is already taken by TCP in listen"
     users: dict[str, str] = {}
     networks: dict[IpNetwork, str] = {}
     for index, trunk in trunks:

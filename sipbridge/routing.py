@@ -307,7 +307,6 @@ _OWN_HEADERS = frozenset(
         *("authorization", "proxy-authorization", "require", "supported", "k", "allow", "user-agent"),
     }
 )
-)
 
 
 def check_header(name: str, value: str) -> None:
