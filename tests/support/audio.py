@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is heard: levels, tones, gaps and likeness. Samples are int16 arrays of shape (n,)."""
+
+import wave
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import fftconvolve, resample_poly
+
+from tests.support.codecs import Samples
+
+_FULL_SCALE = 32_768.0
+_SILENT_DBFS = -120.0
+# Debian's asterisk-core-sounds-en-wav: spoken English, 8 kHz.
+_SPEECH_DIRECTORY = Path("/usr/share/asterisk/sounds/en")
+_SPEECH_FILES = ("demo-congrats.wav", "demo-echotest.wav", "conf-adminmenu.wav", "vm-options.wav")
+
+
+def tone(hz: float, seconds: float, rate_hz: int = 8000, level_dbfs: float = -12.0) -> Samples:
+    """A sine; `level_dbfs` is that of its RMS, where a full-scale sine has -3 dBFS."""
+    peak = _FULL_SCALE * 10 ** (level_dbfs / 20) * np.sqrt(2)
+    time_s = np.arange(round(seconds * rate_hz)) / rate_hz
+    return np.round(peak * np.sin(2 * np.pi * hz * time_s)).astype(np.int16)
+
+
+def silence(seconds: float, rate_hz: int = 8000) -> Samples:
+    """Zeros."""
+    return np.zeros(round(seconds * rate_hz), dtype=np.int16)
+
+
+def speech(seconds: float, rate_hz: int = 8000, voice: int = 0) -> Samples:
+    """Recorded speech; two values of `voice` give different words. Loops when asked for more than is there."""
+    parts = [read_wav(_SPEECH_DIRECTORY / name)[0] for name in _SPEECH_FILES]
+    whole = np.concatenate(parts[voice:] + parts[:voice])
+    # The first words start at once, so that a short piece is not mostly silence.
+    whole = whole[int(np.argmax(np.abs(whole) > 1000)) :]
+    wanted = round(seconds * 8000)
+    piece = np.resize(whole, wanted)
+    if rate_hz == 8000:
+        return piece
+    up = resample_poly(piece.astype(np.float64), rate_hz // 8000, 1)
+    return np.clip(np.round(up), -32_768, 32_767).astype(np.int16)
+
+
+def read_wav(path: Path) -> tuple[Samples, int]:
+    """Samples of the first channel and the rate of a 16-bit WAV file."""
+    with wave.open(str(path)) as source:
+        assert source.getsampwidth() == 2, f"{path}: not 16 bits"
+        data = np.frombuffer(source.readframes(source.getnframes()), dtype="<i2")
+        return data[:: source.getnchannels()].astype(np.int16), source.getframerate()
+
+
+def write_wav(path: Path, samples: Samples, rate_hz: int = 8000) -> Path:
+    """Write one channel of 16 bits; gives `path` back."""
+    with wave.open(str(path), "wb") as sink:
+        sink.setnchannels(1)
+        sink.setsampwidth(2)
+        sink.setframerate(rate_hz)
+        sink.writeframes(samples.astype("<i2").tobytes())
+    return path
+
+
+def rms(samples: Samples) -> float:
+    """Root mean square, in units of int16."""
+    return float(np.sqrt(np.mean(samples.astype(np.float64) ** 2))) if len(samples) else 0.0
+
+
+def level_dbfs(samples: Samples) -> float:
+    """RMS over full scale, floored at -120."""
+    value = rms(samples)
+    return max(_SILENT_DBFS, 20 * float(np.log10(value / _FULL_SCALE))) if value else _SILENT_DBFS
+
+
+def tone_level_dbfs(samples: Samples, rate_hz: int, hz: float) -> float:
+    """RMS level of the part of `samples` at `hz` alone (a single Fourier bin, Hann-windowed)."""
+    if not len(samples):
+        return _SILENT_DBFS
+    window = np.hanning(len(samples))
+    turn = np.exp(-2j * np.pi * hz * np.arange(len(samples)) / rate_hz)
+    amplitude = 2 * abs(np.sum(samples * window * turn)) / np.sum(window)
+    value = amplitude / np.sqrt(2) / _FULL_SCALE
+    return max(_SILENT_DBFS, 20 * float(np.log10(value))) if value > 0 else _SILENT_DBFS
+
+
+def find_tone(samples: Samples, rate_hz: int) -> float:
+    """The strongest frequency, in Hz, to about 1 Hz for a second of audio; 0 for silence."""
+    if not len(samples) or not np.any(samples):
+        return 0.0
+    size = 4 * len(samples)
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples)), size))
+    spectrum[: int(20 * size / rate_hz)] = 0
+    return float(np.argmax(spectrum) * rate_hz / size)
+
+
+def frame_levels(samples: Samples, rate_hz: int, frame_ms: float = 10.0) -> NDArray[np.float64]:
+    """RMS of each whole frame."""
+    size = round(rate_hz * frame_ms / 1000)
+    count = len(samples) // size
+    frames = samples[: count * size].reshape(count, size).astype(np.float64)
+    return np.asarray(np.sqrt(np.mean(frames**2, axis=1)))
+
+
+def gaps_ms(samples: Samples, rate_hz: int) -> list[tuple[float, float]]:
+    """(start, length) of each stretch of 10 ms frames under 25 % of the median RMS; for a steady tone."""
+    levels = frame_levels(samples, rate_hz)
+    if not len(levels):
+        return []
+    low = levels < 0.25 * float(np.median(levels))
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], low, [False])).astype(np.int8)))
+    return [(10.0 * start, 10.0 * (end - start)) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def steady_part(samples: Samples, rate_hz: int, threshold_dbfs: float = -40.0) -> Samples:
+    """From the first to the last loud 10 ms frame: without the silence before and after, with all gaps within."""
+    levels = frame_levels(samples, rate_hz)
+    loud = np.flatnonzero(levels > _FULL_SCALE * 10 ** (threshold_dbfs / 20))
+    size = round(rate_hz * 0.010)
+    return samples[loud[0] * size : (loud[-1] + 1) * size] if len(loud) else samples[:0]
+
+
+def phase_jumps(samples: Samples, rate_hz: int, hz: float, limit_rad: float = 0.3) -> list[float]:
+    """Times in ms at which the phase of a steady tone steps by more than `limit_rad` between 10 ms frames."""
+    size = round(rate_hz * 0.010)
+    count = len(samples) // size
+    turn = np.exp(-2j * np.pi * hz * np.arange(count * size) / rate_hz)
+    phases = np.angle((samples[: count * size] * turn).reshape(count, size).sum(axis=1))
+    steps = np.angle(np.exp(1j * np.diff(phases)))
+    # A frequency a little off turns the phase evenly: only what differs from the usual step is a splice.
+    jumps = np.abs(np.angle(np.exp(1j * (steps - np.median(steps))))) > limit_rad
+    return [10.0 * (index + 1) for index in np.flatnonzero(jumps)]
+
+
+def align_and_correlate(sent: Samples, heard: Samples, rate_hz: int) -> tuple[float, float]:
+    """Where `sent` best fits into `heard`: (delay in seconds, normalised correlation there, 0 to 1).
+
+    `heard` may start earlier and go on longer than `sent`. The correlation is taken over the part of
+    `sent` that lies inside `heard`; alignments that overlap less than half of `sent` are not looked at.
+    """
+    a = sent.astype(np.float64)
+    b = heard.astype(np.float64)
+    if not np.any(a) or not np.any(b):
+        return 0.0, 0.0
+    products = fftconvolve(b, a[::-1])
+    # Index i of products is the lag i - (len(a) - 1) of heard behind sent.
+    lags = np.arange(len(products)) - (len(a) - 1)
+    energy_a = np.concatenate(([0.0], np.cumsum(a**2)))
+    energy_b = np.concatenate(([0.0], np.cumsum(b**2)))
+    start_a = np.clip(-lags, 0, len(a))
+    end_a = np.clip(len(b) - lags, 0, len(a))
+    power_a = energy_a[end_a] - energy_a[start_a]
+    power_b = energy_b[np.clip(end_a + lags, 0, len(b))] - energy_b[np.clip(start_a + lags, 0, len(b))]
+    valid = (end_a - start_a >= min(len(a), len(b)) / 2) & (power_a > 0) & (power_b > 1e-3 * power_a)
+    scores = np.where(valid, products / np.sqrt(np.maximum(power_a * power_b, 1.0)), 0.0)
+    best = int(np.argmax(scores))
+    return float(lags[best] / rate_hz), float(scores[best])
+
+
+def snr_db(sent: Samples, heard: Samples) -> float:
+    """Of two aligned signals of one length: the level of `sent` over that of the difference."""
+    noise = np.mean((heard.astype(np.float64) - sent.astype(np.float64)) ** 2)
+    signal = np.mean(sent.astype(np.float64) ** 2)
+    return float("inf") if noise == 0 else 10 * float(np.log10(signal / noise))
