@@ -721,6 +721,26 @@ def required_ports(config: Config) -> list[tuple[str, int, int, str]]:
     return [line for line in dict.fromkeys(ports) if line[1] != 0]
 
 
+def config_warnings(config: Config) -> list[str]:
+    """What is allowed, and probably not meant: one sentence each, for ``sipbridge check`` and the log."""
+    warnings = []
+    first, last = config.sip.rtp_ports
+    pairs = (last - first + 1) // 2
+    if pairs < config.sip.max_calls:
+        warnings.append(
+            f"[sip] rtp_ports has room for {pairs} calls, two ports each, but max_calls is {config.sip.max_calls}"
+        )
+    for listen in config.sip.listen:
+        port = routing.split_host_port(listen)[1]
+        if port is not None and first <= port <= last:
+            warnings.append(f"[sip] rtp_ports {first} to {last} contains the port of listen, {port}")
+    for trunk in config.trunk:
+        takes_calls = trunk.allowed_addresses or trunk.auth is not None
+        if takes_calls and not any(rule.trunk in (None, trunk.name) for rule in config.rule):
+            warnings.append(f'[[trunk]] "{trunk.name}" lets callers in, but no [[rule]] takes their calls')
+    return warnings
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -729,5 +749,5 @@ def _is_loopback(host: str) -> bool:
 
 
 def required_open_files(config: Config) -> int:
-    """The limit of open files (``ulimit -n``) that `max_calls` needs: two UDP sockets a call, and a base."""
+    """The limit of open files (``ulimit -n``) that `max_calls` needs: two UDP sockets a call and a base."""
     return 2 * config.sip.max_calls + 256
