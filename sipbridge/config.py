@@ -728,7 +728,8 @@ def config_warnings(config: Config) -> list[str]:
     pairs = (last - first + 1) // 2
     if pairs < config.sip.max_calls:
         warnings.append(
-            f"[sip] rtp_ports has room for {pairs} calls, two ports each, but max_calls is {config.sip.max_calls}"
+            f"[sip] rtp_ports has room for {pairs} calls, two ports each, but max_calls is"
+            f" {config.sip.max_calls}"
         )
     for listen in config.sip.listen:
         port = routing.split_host_port(listen)[1]
