@@ -148,7 +148,7 @@ def test_needs() -> list[Need]:
 
 
 def ensure(needs: Sequence[Need], purpose: str) -> None:
-    """Installs the packages of what is missing where that is allowed, else says in one message what to run."""
+    """Installs what is missing where that is allowed, else says in one message what to run."""
     missing = [need for need in needs if not need.is_present()]
     if not missing:
         return
@@ -170,7 +170,8 @@ def ensure(needs: Sequence[Need], purpose: str) -> None:
         as_root = ["sudo", "-n"]
     else:
         raise BuildError(
-            f"missing to {purpose}: {names}.\nRun this, then the same command again:\n  sudo {shlex.join(install)}"
+            f"missing to {purpose}: {names}.\n"
+            f"Run this, then the same command again:\n  sudo {shlex.join(install)}"
         )
     step(1, f"installing {' '.join(packages)} ...")
     quiet = [*as_root, "env", "DEBIAN_FRONTEND=noninteractive"]
@@ -495,7 +496,8 @@ def describe_pjproject(tree: Path, key: str) -> Pjproject:
 
     The tree was renamed since, so its folder is given anew.
     """
-    question = "include $(PJDIR)/build.mak\nall:\n\t@echo $(APP_CXXFLAGS)\n\t@echo $(APP_LDXXFLAGS) $(APP_LDXXLIBS)\n"
+    question = "include $(PJDIR)/build.mak\nall:\n\t@echo $(APP_CXXFLAGS)\n"
+    question += "\t@echo $(APP_LDXXFLAGS) $(APP_LDXXLIBS)\n"
     answer = subprocess.run(
         ["make", "-s", "-f", "-", f"PJDIR={tree}"], input=question, capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -574,20 +576,22 @@ def generate_wrapper(pj: Pjproject) -> Path:
     return entry
 
 
+def wheel_entry(pj: Pjproject) -> Path:
+    """Where the cache keeps the wheel of these sources for the running Python."""
+    # The build's own text counts: it says how files are compiled, linked and packed.
+    inputs = [*NATIVE_DIR.glob("*.cpp"), *NATIVE_DIR.glob("*.hpp"), INTERFACE, Path(__file__)]
+    named = [item for path in sorted(inputs) for item in (path.name, path.read_bytes())]
+    key = digest([pj.key, sysconfig.get_config_var("SOABI"), sys.version, version_of("swig"), *named])
+    return cache_dir() / "wheels" / f"pjsua2-{pj.version}+sipbridge.{key[:8]}-{wheel_tag()}.whl"
+
+
 def wheel() -> Path:
     """The wheel of the running Python, built unless the cache has it."""
     pj = pjproject()
-    sources = sorted(NATIVE_DIR.glob("*.cpp"))
-    abi = sysconfig.get_config_var("SOABI")
-    # The build's own text counts: it says how files are compiled, linked and packed.
-    inputs = [*sources, *sorted(NATIVE_DIR.glob("*.hpp")), INTERFACE, Path(__file__)]
-    named = [item for path in inputs for item in (path.name, path.read_bytes())]
-    key = digest([pj.key, abi, sys.version.split()[0], version_of("swig"), *named])
-    version = f"{pj.version}+sipbridge.{key[:8]}"
-    tag = wheel_tag()
-    entry = cache_dir() / "wheels" / f"pjsua2-{version}-{tag}.whl"
+    entry = wheel_entry(pj)
     if is_cached(entry):
         return entry
+    sources = sorted(NATIVE_DIR.glob("*.cpp"))
     generated = generate_wrapper(pj)
     include = ("-isystem", sysconfig.get_path("include"))
     # The wrapper comes last: of an inline function that both compiled, the linker takes the first, ours.
@@ -608,7 +612,7 @@ def wheel() -> Path:
         run([sys.executable, "-c", "import pjsua2"], "import", "importing the new pjsua2", made)
         shutil.rmtree(made / "__pycache__", ignore_errors=True)
         packed = folder / "wheel"
-        write_wheel(packed, version, tag, sorted(made.iterdir()))
+        write_wheel(packed, entry.name, sorted(made.iterdir()))
         return keep(packed, entry)
 
 
@@ -618,8 +622,9 @@ def wheel_tag() -> str:
     return f"{python}-{python}{sys.abiflags}-{platform}"
 
 
-def write_wheel(path: Path, version: str, tag: str, files: Sequence[Path]) -> None:
-    """Packs files into a wheel (PyPA binary distribution format 1.0)."""
+def write_wheel(path: Path, name: str, files: Sequence[Path]) -> None:
+    """Packs files into a wheel of this name (PyPA binary distribution format 1.0)."""
+    _, version, tag = name.removesuffix(".whl").split("-", 2)
     info = f"pjsua2-{version}.dist-info"
     contents = {file.name: file.read_bytes() for file in files}
     contents[f"{info}/METADATA"] = (
@@ -630,13 +635,13 @@ def write_wheel(path: Path, version: str, tag: str, files: Sequence[Path]) -> No
         f"Wheel-Version: 1.0\nGenerator: sipbridge\nRoot-Is-Purelib: false\nTag: {tag}\n"
     ).encode()
     record = ""
-    for name, data in contents.items():
+    for inside, data in contents.items():
         checksum = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        record += f'"{name}",sha256={checksum},{len(data)}\n'
+        record += f"{inside},sha256={checksum},{len(data)}\n"
     record += f"{info}/RECORD,,\n"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in contents.items():
-            archive.writestr(name, data)
+        for inside, data in contents.items():
+            archive.writestr(inside, data)
         archive.writestr(f"{info}/RECORD", record)
 
 
@@ -673,29 +678,21 @@ def test_sources() -> list[Path]:
 def build_test(source: Path, sanitizer: str) -> Path:
     """Compiles and links one C++ test; returns the program.
 
-    Its first lines say what it needs: ``// sources: clock.cpp`` (files of this folder to link) and
-    ``// pjsip: yes`` (pjproject's libraries).
+    Comments at its head say what it needs: ``// sources: clock.cpp`` (files of this folder to link),
+    ``// libraries: -lcrypto`` and ``// pjsip: yes`` (pjproject's headers and libraries).
     """
-    head = source.read_text()[:1000]
-    named = re.search(r"^// sources:(.*)$", head, re.MULTILINE)
-    files = [source, *(NATIVE_DIR / name for name in (named[1].split() if named else []))]
-    pj = pjproject() if re.search(r"^// pjsip:\s*yes", head, re.MULTILINE) else None
+    head = dict(re.findall(r"^// (sources|libraries|pjsip): *(.*)$", source.read_text(), re.MULTILINE))
+    files = [source, *(NATIVE_DIR / name for name in head.get("sources", "").split())]
+    pj = pjproject() if head.get("pjsip", "").strip() == "yes" else None
     flags = (*TEST_CXXFLAGS, *SANITIZERS[sanitizer], *((*pj.cxxflags, "-DPJ_DEBUG=0") if pj else ()))
     objects = compile_all([(path, flags) for path in files], (version_of("g++"), pj.key if pj else ""))
-    name = f"{source.stem}-{sanitizer}-{digest([path.name for path in objects])[:24]}"
-    entry = cache_dir() / "programs" / name
+    libraries = (*head.get("libraries", "").split(), *(pj.libraries if pj else ()))
+    key = digest([*(path.name for path in objects), *libraries])[:24]
+    entry = cache_dir() / "programs" / f"{source.stem}-{sanitizer}-{key}"
     if not is_cached(entry):
         with scratch() as folder:
             made = folder / "program"
-            link = [
-                "g++",
-                "-pthread",
-                *SANITIZERS[sanitizer],
-                "-o",
-                made,
-                *objects,
-                *(pj.libraries if pj else ()),
-            ]
+            link = ["g++", "-pthread", *SANITIZERS[sanitizer], "-o", made, *objects, *libraries]
             run(link, f"link-{source.stem}", f"linking {source.name}")
             keep(made, entry)
     return entry
