@@ -178,7 +178,8 @@ def test_remap_keeps_the_kept(pair: tuple[int, int], rows: list[int], seed: int,
 
     past = np.where(np.array(rows)[:, None] >= 0, before[rows], 0).astype(np.int16)
     straight = PolyphaseResampler(*pair, channels=len(rows))
-    expected = run(straight, np.concatenate((past, after), axis=1), size)[:, -heard.shape[1] :]
+    expected = run(straight, np.concatenate((past, after), axis=1), size)
+    expected = expected[:, expected.shape[1] - heard.shape[1] :]
     assert np.abs(heard.astype(int) - expected).max() <= 1
 
 

@@ -43,7 +43,7 @@ def test_noise_comes_out_as_from_the_whole(rate_in_hz: int, rate_out_hz: int) ->
     expected = resample_whole(samples, rate_in_hz, rate_out_hz)[: len(heard) - delay].astype(float)
     difference = heard[delay:] - expected
     middle = slice(rate_out_hz // 20, None)
-    assert np.mean(difference[middle] ** 2) <= 1e-5 * np.mean(expected[middle] ** 2)
+    assert np.mean(difference[middle] ** 2) <= 1e-4 * np.mean(expected[middle] ** 2)
 
 
 def test_remap_keeps_the_kept() -> None:
