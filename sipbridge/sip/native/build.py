@@ -80,6 +80,7 @@ SANITIZERS = {
     "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     "thread": ("-fsanitize=thread",),
 }
+RUN_FIRST = "Run this, then the same command again:\n"
 # Objects, programs and wrappers that no build has asked for in this time are deleted.
 KEEP_UNUSED_S = 14 * 24 * 3600
 
@@ -157,24 +158,15 @@ def ensure(needs: Sequence[Need], purpose: str) -> None:
     if shutil.which("apt-get") is None:
         raise BuildError(
             f"missing to {purpose}: {names}.\n"
-            f"Install what your system calls these Debian packages, then run the same command again:\n"
+            "Install what your system calls these Debian packages, then run the same command again:\n"
             f"  {' '.join(packages)}"
         )
     install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
-    if os.geteuid() == 0:
-        as_root: list[str] = []
-    elif (
-        shutil.which("sudo")
-        and subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False).returncode == 0
-    ):
-        as_root = ["sudo", "-n"]
-    else:
-        raise BuildError(
-            f"missing to {purpose}: {names}.\n"
-            f"Run this, then the same command again:\n  sudo {shlex.join(install)}"
-        )
+    root = as_root()
+    if root is None:
+        raise BuildError(f"missing to {purpose}: {names}. {RUN_FIRST}  sudo {shlex.join(install)}")
     step(1, f"installing {' '.join(packages)} ...")
-    quiet = [*as_root, "env", "DEBIAN_FRONTEND=noninteractive"]
+    quiet = [*root, "env", "DEBIAN_FRONTEND=noninteractive"]
     try:
         run([*quiet, *install], "apt-install", "installing system packages")
     except BuildError:
@@ -184,6 +176,18 @@ def ensure(needs: Sequence[Need], purpose: str) -> None:
     still = [need.name for need in needs if not need.is_present()]
     if still:
         raise BuildError(f"still missing after installing {' '.join(packages)}: {', '.join(still)}")
+
+
+def as_root() -> list[str] | None:
+    """What to put before a command to run it as root without a question; None where that cannot be."""
+    if os.geteuid() == 0:
+        return []
+    if (
+        shutil.which("sudo")
+        and subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False).returncode == 0
+    ):
+        return ["sudo", "-n"]
+    return None
 
 
 def with_g729() -> bool:
@@ -351,14 +355,14 @@ def fetch_from_debian() -> Path:
         line for line in settings.splitlines() if re.match(r"Acquire::(http|https|ftp|Retries)\b", line)
     ]
     with scratch() as folder:
-        (folder / "lists" / "partial").mkdir(parents=True)
-        (folder / "archives" / "partial").mkdir(parents=True)
+        for name in ("lists/partial", "archives/partial", "empty"):
+            (folder / name).mkdir(parents=True)
         (folder / "sources.list").write_text(f"deb-src {signed_by()}{mirror} sid main\n")
         own = {
-            "Dir::Etc::main": "-",
-            "Dir::Etc::parts": "-",
+            "Dir::Etc::main": "/dev/null",
+            "Dir::Etc::parts": folder / "empty",
             "Dir::Etc::sourcelist": folder / "sources.list",
-            "Dir::Etc::sourceparts": "-",
+            "Dir::Etc::sourceparts": folder / "empty",
             "Dir::State::Lists": folder / "lists",
             "Dir::State::status": "/dev/null",
             "Dir::Cache": folder,
@@ -369,14 +373,18 @@ def fetch_from_debian() -> Path:
         lines = [*network, *(f'{name} "{value}";' for name, value in own.items())]
         (folder / "apt.conf").write_text("\n".join(lines) + "\n")
         private = {"APT_CONFIG": str(folder / "apt.conf")}
-        run(["apt-get", "update"], "apt-source", "reading Debian's list of sources", folder, private)
-        run(
-            ["apt-get", "source", "--download-only", "asterisk"],
-            "apt-source",
-            "fetching Debian's source package asterisk",
-            folder,
-            private,
-        )
+        fetch = ["apt-get", "source", "--download-only", "asterisk"]
+        try:
+            run(
+                ["apt-get", "update"],
+                "apt-source-update",
+                "reading Debian's list of sources",
+                folder,
+                private,
+            )
+            run(fetch, "apt-source", "fetching Debian's source package asterisk", folder, private)
+        except BuildError as error:
+            raise BuildError(f"{error}\n\n{other_source()}") from error
         found = sorted(folder.glob("asterisk_*.orig-Xpjproject.tar.*"))
         if not found:
             raise BuildError(f"Debian's source package asterisk has no pjproject any more.\n{other_source()}")
@@ -387,23 +395,25 @@ def debian_mirror() -> str:
     """The mirror this system already uses for Debian itself."""
     if shutil.which("apt-get") is None:
         raise BuildError(other_source())
+    mirrors = known_mirrors()
+    if not mirrors and "ID=debian" in os_release():
+        # Until its lists are fetched once, apt does not know its mirrors' origins.
+        update = ["apt-get", "update"]
+        root = as_root()
+        if root is None:
+            raise BuildError(f"apt knows no packages. {RUN_FIRST}  sudo {shlex.join(update)}")
+        run([*root, *update], "apt-update", "updating the list of packages")
+        mirrors = known_mirrors()
+    if not mirrors:
+        raise BuildError(other_source())
+    return mirrors[0]
+
+
+def known_mirrors() -> list[str]:
     question = ["apt-get", "indextargets", "--format", "$(REPO_URI)"]
     question += ["Created-By: Packages", "Origin: Debian", "Label: Debian"]
-    answer = ""
-    for attempt in ("as it is", "with package lists"):
-        answer = subprocess.run(question, capture_output=True, text=True, check=False).stdout
-        if answer or attempt == "with package lists" or "ID=debian" not in os_release():
-            break
-        # Until its lists are fetched once, apt does not know its mirror's origin.
-        if os.geteuid() != 0:
-            raise BuildError(
-                "apt knows no packages yet. Run this, then the same command again:\n  sudo apt-get update"
-            )
-        run(["apt-get", "update"], "apt-update", "updating the list of packages")
-    for mirror in answer.split():
-        if not mirror.startswith("cdrom:"):
-            return mirror
-    raise BuildError(other_source())
+    answer = subprocess.run(question, capture_output=True, text=True, check=False).stdout
+    return [mirror for mirror in answer.split() if not mirror.startswith("cdrom:")]
 
 
 def os_release() -> list[str]:
@@ -423,8 +433,8 @@ def other_source() -> str:
     wanted = ".".join(map(str, OLDEST_PJPROJECT))
     return (
         f"pjproject {wanted} or newer is needed and cannot be fetched on this system by itself.\n"
-        f"Get the release tarball {wanted} of pjproject from its project's page (github: pjsip/pjproject),\n"
-        f"then name it once:\n  PJPROJECT_TARBALL=/path/to/pjproject-{wanted}.tar.gz make setup"
+        f"Get the release tarball of pjproject {wanted} from pjsip.org, then name it once:\n"
+        f"  PJPROJECT_TARBALL=/path/to/pjproject-{wanted}.tar.gz make setup"
     )
 
 
