@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+//
+// Whether the body of a SIP message has a shape that the parsers behind us can take. It refuses what they are known
+// to choke on and what no honest peer sends; what is merely wrong is theirs to answer. Pure: text in, verdict out.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+
+struct BodyFault {
+  int code = 0;        // SIP code to answer with: 400, 413 or 488; 0 when nothing is wrong
+  std::string phrase;  // what is wrong, fit for a reason phrase
+  explicit operator bool() const { return code != 0; }
+};
+
+// `contentType` is the header's value with its parameters; empty when there is none.
+BodyFault bodyFault(std::string_view contentType, std::string_view body, std::size_t maxBytes);
