@@ -32,7 +32,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from sipbridge import routing
-from sipbridge.errors import ConfigError, ConfigErrors
+from sipbridge.errors import ConfigError, ConfigFileError
 
 CODECS = ("PCMU", "PCMA", "G722", "opus")
 MAX_CALLS = 1024  # what pjsua2 is built for
@@ -456,13 +456,13 @@ def _cross_problems(
 def load_config(path: Path | None, environ: Mapping[str, str]) -> Config:
     """Reads `path` (None: defaults alone) and lays ``SIPBRIDGE_SECTION__KEY`` of `environ` over it.
 
-    Raises ConfigError, or ConfigErrors with all of several errors.
+    Raises ConfigError, or ConfigFileError with all of several errors.
     """
     data: dict[str, Any] = {} if path is None else _read_toml(path)
     reader = _Reader(path, data, environ)
     config = reader.read()
     if config is None:
-        raise reader.errors[0] if len(reader.errors) == 1 else ConfigErrors(reader.errors)
+        raise reader.errors[0] if len(reader.errors) == 1 else ConfigFileError(reader.errors)
     return config
 
 

@@ -4,10 +4,10 @@
 ::
 
     SipbridgeError
-     ├── ConfigError ── ConfigErrors    the configuration cannot be used
-     ├── CallError                      a call or a dial failed
-     ├── RtcError                       a channel backend refused or broke
-     └── MediaError                     a sound file cannot be used
+     ├── ConfigError ── ConfigFileError    the configuration cannot be used
+     ├── CallError                          a call or a dial failed
+     ├── RtcError                           a channel backend refused or broke
+     └── MediaError                         a sound file cannot be used
 
 No exception of pjsua2, or of an SDK of a channel, leaves its own package: it is translated into one
 of these at that border.
@@ -160,7 +160,7 @@ class ConfigError(SipbridgeError):
 
     @property
     def errors(self) -> tuple["ConfigError", ...]:
-        """Every single error; this one alone unless it is a `ConfigErrors`."""
+        """Every single error; this one alone unless it is a `ConfigFileError`."""
         return (self,)
 
     def __str__(self) -> str:
@@ -171,7 +171,7 @@ class ConfigError(SipbridgeError):
         return ": ".join(str(part) for part in (self.file, place, self.message) if part)
 
 
-class ConfigErrors(ConfigError):
+class ConfigFileError(ConfigError):
     """Several errors found in one configuration; str() has one a line."""
 
     def __init__(self, errors: Sequence[ConfigError]) -> None:

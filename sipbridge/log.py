@@ -10,6 +10,7 @@ So neither the media nor the SIP thread waits for a terminal or a pipe. When the
 than the writers, lines are dropped and counted, and the count is logged.
 """
 
+import copy
 import json
 import logging
 import os
@@ -163,6 +164,7 @@ class _QueueHandler(logging.Handler):
             self._dropped += 1
             return
         if not isinstance(record.msg, dict):  # a line of a library
+            record = copy.copy(record)  # other handlers see it as it was
             try:
                 record.msg = record.getMessage()  # now: its arguments may change later
             except (TypeError, ValueError):
