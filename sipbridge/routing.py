@@ -23,7 +23,9 @@ MAX_URI_CHARS = 2048
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# Lone surrogates stand for bytes of a message that are not UTF-8; they can be neither sent nor stored.
+_SURROGATES = re.compile(r"[\ud800-\udfff]+")
+_UNUSABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _TOKEN = re.compile(r"[A-Za-z0-9.!%*_+`'~-]+")  # RFC 3261 section 25.1
 _HOST_NAME = re.compile(
     r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?"
@@ -31,11 +33,11 @@ _HOST_NAME = re.compile(
 
 
 def check_text(text: str, what: str, max_chars: int = MAX_URI_CHARS) -> str:
-    """`text` itself; ValueError when it has control characters (CR, LF, NUL) or is too long."""
+    """`text` itself; ValueError when it has control characters (CR, LF, NUL), is no UTF-8 or too long."""
     if len(text) > max_chars:
         raise ValueError(f"{what} has {len(text)} characters, more than {max_chars}")
-    if _CONTROL.search(text):
-        raise ValueError(f"{what} contains a control character")
+    if _UNUSABLE.search(text):
+        raise ValueError(f"{what} contains a control character, or is not UTF-8")
     return text
 
 
@@ -173,9 +175,9 @@ class SipUri:
     def parse(cls, text: str) -> Self:
         """Reads a URI, alone or as ``"Name" <uri>``; parameters behind ``>`` (a tag) are left out.
 
-        ValueError says what is wrong.
+        A display name that is not UTF-8 is repaired; else ValueError says what is wrong.
         """
-        text = check_text(text, "the URI").strip(" ")
+        text = check_text(_SURROGATES.sub("\ufffd", text), "the URI").strip(" ")
         display, spec = _split_name_addr(text)
         scheme, colon, rest = spec.partition(":")
         if not colon:
@@ -439,8 +441,8 @@ def fill(target_template: str, fields: Mapping[str, str], headers: Mapping[str, 
         name = match[1]
         header = name.removeprefix("header:")
         value = fields[name] if header == name else by_name.get(header.lower(), "")
-        if _CONTROL.search(value):
-            raise _unusable(f"{name} contains a control character")
+        if _UNUSABLE.search(value):
+            raise _unusable(f"{name} contains a control character, or is not UTF-8")
         if is_url or target.scheme == "play":
             if value.strip(".") == "" and value:
                 raise _unusable(f"{name} is only dots")
