@@ -576,6 +576,8 @@ def _message_of(kind: str, message: str, loc: _Loc) -> str:
         return f"unknown key{hint}"
     if kind == "missing":
         return "is missing"
+    if kind == "tuple_type":
+        return "should be a list"
     if kind == "value_error":
         return message.removeprefix("Value error, ")
     return message.removeprefix("Input ")
