@@ -223,18 +223,7 @@ std::string_view mediaType(std::string_view contentType) { return trim(take(cont
 
 bool isMultipart(std::string_view type) { return type.size() > 10 && sameText(type.substr(0, 10), "multipart/"); }
 
-BodyFault partFault(std::string_view part) {
-  std::string_view type = "text/plain";  // RFC 2046 5.1: the type of a part that names none
-  while (!part.empty()) {
-    const std::string_view line = takeLine(part);
-    if (line.empty()) break;
-    std::string_view value = line;
-    if (sameText(trim(take(value, ':')), "content-type")) type = mediaType(trim(value));
-  }
-  if (isMultipart(type)) return {400, "Bad multipart: a multipart inside"};
-  return sameText(type, "application/sdp") ? sdpFault(part) : BodyFault();
-}
-
+// What the parts hold is judged one by one, as pjsip parsed them: it knows folded and compact headers.
 BodyFault multipartFault(std::string_view contentType, std::string_view body) {
   const std::string_view boundary = parameter(contentType, "boundary");
   if (boundary.empty() || boundary.size() > kMaxBoundaryBytes) return {400, "Bad multipart: no boundary"};
@@ -251,7 +240,6 @@ BodyFault multipartFault(std::string_view contentType, std::string_view body) {
     if (end == std::string_view::npos) break;
     const std::string_view part = rest.substr(0, end);
     if (trim(part).empty() || part == "\r\n" || part == "\n") return {400, "Bad multipart: an empty part"};
-    if (const BodyFault fault = partFault(part)) return fault;
     at = static_cast<std::size_t>(rest.data() - body.data()) + end;
   }
   return {400, "Bad multipart: no end"};

@@ -14,5 +14,6 @@ struct BodyFault {
   explicit operator bool() const { return code != 0; }
 };
 
-// `contentType` is the header's value with its parameters; empty when there is none.
+// `contentType` is the header's value with its parameters; empty when there is none. Of a multipart body the frame is
+// judged; its parts are to be judged one by one.
 BodyFault bodyFault(std::string_view contentType, std::string_view body, std::size_t maxBytes);

@@ -306,10 +306,16 @@ GateVerdict Gate::unavailable(const char* phrase) {
   return verdict;
 }
 
+GateVerdict Gate::silence() {
+  GateVerdict verdict;
+  verdict.hangUp = true;
+  return verdict;
+}
+
 GateVerdict Gate::refuseStranger() {
   if (policy_.refuseAloud) return refuse(403);
   ++stats_.unanswered;
-  return GateVerdict();
+  return silence();
 }
 
 GateVerdict Gate::challenge(const GateRequest& request, bool stale, double now_s) {
@@ -399,10 +405,14 @@ bool Gate::shapeFault(const GateRequest& request, GateVerdict& verdict) {
   if (request.contentLength > static_cast<long>(request.body.size())) {
     fault = {400, "Content-Length is more than the body"};
   } else {
-    fault = bodyFault(request.contentType, request.body, static_cast<std::size_t>(std::max(0, policy_.maxBodyBytes)));
+    const auto maxBytes = static_cast<std::size_t>(std::max(0, policy_.maxBodyBytes));
+    fault = bodyFault(request.contentType, request.body, maxBytes);
+    for (std::string_view part : request.sdpParts)
+      if (!fault) fault = bodyFault("application/sdp", part, maxBytes);
   }
+  if (!fault && request.contentTypeTwice) fault = {400, "Content-Type twice"};
   if (!fault && request.uri.size() > kMaxUriBytes) fault = {414, "Request-URI Too Long"};
-  if (!fault && request.longestUri > kMaxUriBytes) fault = {400, "A URI of more than 255 bytes"};
+  if (!fault && request.longestUri > kMaxUriBytes) fault = {400, "A URI or name of more than 255 bytes"};
   if (!fault && (request.callId.size() > kMaxIdBytes || request.branch.size() > kMaxIdBytes))
     fault = {400, "Call-ID or branch of more than 255 bytes"};
   for (const std::string* user : {&request.user, &request.fromUser, &request.toUser}) {
@@ -468,6 +478,10 @@ GateVerdict Gate::registerPhone(const GateRequest& request, const Proof& proof, 
   int kept = 0;
   long expires_s = 0;
   for (const GateContact& contact : request.contacts) {
+    if (contact.target.empty()) {
+      ++stats_.malformed;
+      return refuse(400, "Contact is no SIP URI");
+    }
     long wanted_s = contact.expires_s >= 0 ? contact.expires_s : request.expires_s;
     if (wanted_s < 0) wanted_s = policy_.maxExpiresSeconds;
     if (wanted_s == 0) {
@@ -521,11 +535,11 @@ GateVerdict Gate::judge(const GateRequest& request) {
   Source& source = sourceOf(request.address, now_s);
   if (standing.trusted < 0 && source.bannedUntil_s > now_s) {
     ++stats_.fromBanned;
-    return GateVerdict();
+    return silence();
   }
   if (!takeToken(source, now_s)) {
     ++stats_.tooFast;
-    return standing.addressKnown ? unavailable("Too Many Requests") : GateVerdict();
+    return standing.addressKnown ? unavailable("Too Many Requests") : silence();
   }
   if (request.method == Method::Cancel || (request.toTag && request.method != Method::Register))
     return stranger ? refuseStranger() : refuse(481);  // of a call that is gone

@@ -78,7 +78,7 @@ struct GateCut {
 #ifndef SWIG
 struct GateContact {
   std::string uri;     // as sent
-  std::string target;  // where the telephone can be reached: see Gate::contactOf()
+  std::string target;  // where the telephone can be reached, see Gate::contactOf(); empty for no SIP URI
   long expires_s = -1;  // its own parameter; -1 without one
 };
 
@@ -97,10 +97,12 @@ struct GateRequest {
   long cseq = 0;
   std::string uri;        // Request-URI as sent
   std::string user, fromUser, toUser;
-  std::size_t longestUri = 0;  // bytes of the longest of Request-URI, From, To, Contact
+  std::size_t longestUri = 0;  // bytes of the longest of Request-URI, From, To, Contact, names included
   long contentLength = -1;     // what the header says; -1 without one
   std::string contentType;
+  bool contentTypeTwice = false;
   std::string_view body;
+  std::vector<std::string_view> sdpParts;  // of a multipart body
   std::vector<DigestCredential> credentials;
   std::vector<GateContact> contacts;  // REGISTER
   bool contactStar = false;           // "Contact: *"
@@ -117,7 +119,8 @@ struct GateVerdict {
 
   Action action = Action::Drop;
   int code = 0;
-  std::string phrase;  // empty: the code's usual one
+  std::string phrase;   // empty: the code's usual one
+  bool hangUp = false;  // nothing more is wanted from this connection (TCP, TLS)
   std::vector<std::pair<std::string, std::string>> headers;
 };
 #endif
@@ -211,6 +214,7 @@ class Gate {
   GateVerdict judgeKnown(const GateRequest& request);
   GateVerdict judgeInvite(const GateRequest& request, const Proof& proof);
   GateVerdict registerPhone(const GateRequest& request, const Proof& proof, double now_s);
+  GateVerdict silence();
   GateVerdict refuseStranger();
   bool shapeFault(const GateRequest& request, GateVerdict& verdict);
   const Registration* registrationOf(const std::string& user, double now_s) const;

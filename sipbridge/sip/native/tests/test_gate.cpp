@@ -144,10 +144,12 @@ void strangersHearNothing() {
   for (Method method : {Method::Invite, Method::Options, Method::Register, Method::Other, Method::Unknown, Method::Ack,
                         Method::Cancel})
     CHECK(silent(w.gate.judge(w.request(method, "198.51.100.1"))));
+  CHECK(w.gate.judge(w.request(Method::Invite, "198.51.100.1")).hangUp);
+  CHECK(!w.gate.judge(w.request(Method::Ack, "198.51.100.1")).hangUp);
   GateRequest bye = w.request(Method::Other, "198.51.100.1");
   bye.toTag = true;
   CHECK(silent(w.gate.judge(bye)));
-  CHECK(w.gate.stats().unanswered == 7);
+  CHECK(w.gate.stats().unanswered == 8);
   CHECK(w.gate.currentTrunk() == -1);
 }
 
@@ -465,6 +467,14 @@ void bodiesAreLookedAtInsideCallsToo() {
     r.body = large;
     CHECK(code(w.gate.judge(r)) == 413);
   }
+  const std::string frame = "--b\r\nc: application/sdp\r\n\r\n" + bad + "--b--\r\n";
+  GateRequest parts = w.request(Method::Invite, "192.0.2.1");
+  parts.contentType = "multipart/mixed;boundary=b";
+  parts.body = frame;
+  parts.contentLength = static_cast<long>(frame.size());
+  CHECK(passes(w.gate.judge(parts)));
+  parts.sdpParts = {kSdp, bad};
+  CHECK(code(w.gate.judge(parts)) == 488);
   GateRequest ack = w.request(Method::Ack, "192.0.2.1");
   ack.known = ack.toTag = true;
   ack.contentType = "application/sdp";
@@ -489,6 +499,7 @@ void absurdHeadersAreRefused() {
   CHECK(codeAfter([](GateRequest& r) { r.branch = std::string(300, 'a'); }) == 400);
   CHECK(codeAfter([](GateRequest& r) { r.uri = std::string(300, 'a'); }) == 414);
   CHECK(codeAfter([](GateRequest& r) { r.longestUri = 300; }) == 400);
+  CHECK(codeAfter([](GateRequest& r) { r.contentTypeTwice = true; }) == 400);
   CHECK(codeAfter([](GateRequest& r) { r.fromUser = std::string(200, 'a'); }) == 400);
   CHECK(codeAfter([](GateRequest& r) { r.fromUser = "a\r\nVia: b"; }) == 400);
   CHECK(codeAfter([](GateRequest& r) { r.user = std::string("a\0b", 3); }) == 400);
@@ -577,6 +588,10 @@ void registrationsHaveBounds() {
   CHECK(code(verdict) == 200);
   CHECK(!header(verdict, "Warning").empty());
   CHECK(w.gate.contactOf("alice") == "sip:alice@198.51.100.1:5555");
+
+  GateRequest elsewhere = w.registration("alice", address, 4444);
+  elsewhere.contacts[0].target.clear();  // mailto:
+  CHECK(code(judged(elsewhere)) == 400);
 
   GateRequest gone = w.registration("alice", address, 4444, 0);  // of a contact that is kept no more
   CHECK(code(judged(gone)) == 200);
