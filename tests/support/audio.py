@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What is heard: levels, tones, gaps and likeness. Samples are int16 arrays of shape (n,)."""
 
+import math
 import wave
 from pathlib import Path
 
@@ -37,10 +38,16 @@ def speech(seconds: float, rate_hz: int = 8000, voice: int = 0) -> Samples:
     whole = whole[int(np.argmax(np.abs(whole) > 1000)) :]
     wanted = round(seconds * 8000)
     piece = np.resize(whole, wanted)
-    if rate_hz == 8000:
-        return piece
-    up = resample_poly(piece.astype(np.float64), rate_hz // 8000, 1)
-    return np.clip(np.round(up), -32_768, 32_767).astype(np.int16)
+    return resample(piece, 8000, rate_hz)
+
+
+def resample(samples: Samples, rate_in_hz: int, rate_out_hz: int) -> Samples:
+    """The same sound at another rate."""
+    if rate_in_hz == rate_out_hz:
+        return samples
+    common = math.gcd(rate_in_hz, rate_out_hz)
+    resampled = resample_poly(samples.astype(np.float64), rate_out_hz // common, rate_in_hz // common)
+    return np.clip(np.round(resampled), -32_768, 32_767).astype(np.int16)
 
 
 def read_wav(path: Path) -> tuple[Samples, int]:

@@ -4,6 +4,7 @@
 import json
 import shutil
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Mapping
@@ -28,24 +29,24 @@ class Baresip:
         speaks: Path,
         *,
         user: str = "phone",
+        host: str = "127.0.0.1",
         codec: str = "PCMU",
         answers: bool = False,
-        register: tuple[str, int, str] | None = None,
+        register: tuple[str, int, tuple[str, str]] | None = None,
     ) -> None:
-        """Starts it. `register` is (host, port, password); `answers` lets it pick up at once."""
+        """Starts it. `register` is (host, port, (user, password)); `answers` lets it pick up at once."""
         program = shutil.which("baresip")
         assert program, "baresip is not installed (Debian: baresip-core)"
         directory.mkdir(parents=True)
         self.directory = directory
         self.port = free_port()
-        self.user = user
         rtp = free_udp_range(20)
         control = free_port()
         (directory / "config").write_text(
             "\n".join(
                 [
-                    f"sip_listen 127.0.0.1:{self.port}",
-                    "net_interface 127.0.0.1",
+                    f"sip_listen {host}:{self.port}",
+                    f"net_interface {host}",
                     f"audio_player aufile,{directory / 'unused.wav'}",
                     f"audio_source aufile,{speaks}",
                     f"audio_alert aufile,{directory / 'unused.wav'}",
@@ -61,13 +62,13 @@ class Baresip:
                 ]
             )
         )
-        where = "127.0.0.1" if register is None else f"{register[0]}:{register[1]}"
-        password = "none" if register is None else register[2]
-        interval = 0 if register is None else 60
+        if register is None:
+            account = f"<sip:{user}@{host}>;auth_pass=none;regint=0"
+        else:
+            registrar, port, (user, password) = register
+            account = f"<sip:{user}@{registrar}:{port}>;auth_pass={password};regint=60"
         mode = ";answermode=auto" if answers else ""
-        (directory / "accounts").write_text(
-            f"<sip:{user}@{where}>;auth_pass={password};regint={interval};audio_codecs={codec}{mode}\n"
-        )
+        (directory / "accounts").write_text(f"{account};audio_codecs={codec}{mode}\n")
         (directory / "contacts").write_text("")
         self._log = (directory / "baresip.log").open("wb")
         self.process = subprocess.Popen(
@@ -124,6 +125,18 @@ class Baresip:
     def hang_up(self) -> None:
         self.command("hangup")
         self.wait_event("CALL_CLOSED")
+
+    def wait_for_audio(self, seconds: float) -> None:
+        """Until its first call has lasted so long, by what it recorded."""
+
+        def recorded() -> bool:
+            data = b"".join(path.read_bytes() for path in self.directory.glob("dump-*-dec.wav"))
+            if len(data) < 44:
+                return False
+            bytes_per_second: int = struct.unpack_from("<I", data, 28)[0]
+            return len(data) - 44 >= seconds * bytes_per_second
+
+        wait_until(recorded, 2 * seconds + 5, f"{seconds} s are recorded: {self.log()}", 0.2)
 
     def heard(self) -> tuple[Samples, int]:
         """What came out of its earpiece in its first call, and the rate; after the call's end."""

@@ -344,6 +344,11 @@ class RtpPeer:
             whole[place : place + len(piece)] = piece
         return whole
 
+    def longest_pause(self) -> tuple[float, float]:
+        """The longest time without an audio packet between two: (its start by time.monotonic(), seconds)."""
+        times = [packet.arrived_s for packet in self.audio_packets()]
+        return max(((a, b - a) for a, b in itertools.pairwise(times)), key=lambda pause: pause[1])
+
     def lost(self) -> int:
         """Audio and DTMF packets that never came, by sequence number, within each source."""
         with self._changed:

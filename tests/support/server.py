@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -46,14 +45,12 @@ class Ended:
 
     @classmethod
     def of(cls, event: Mapping[str, Any]) -> "Ended":
-        reason = event["reason"]
-        parts = reason if isinstance(reason, Mapping) else event
         return cls(
             call_id=event["call_id"],
-            kind=parts["kind"] if isinstance(reason, Mapping) else reason,
-            by=parts["by"] if isinstance(reason, Mapping) else event["ended_by"],
-            sip_code=parts["sip_code"],
-            detail=parts.get("detail", ""),
+            kind=event["reason"],
+            by=event["ended_by"],
+            sip_code=event["sip_code"],
+            detail=event["detail"],
             codec=event["codec"],
             duration_s=event["duration_s"],
             fields=event,
@@ -64,11 +61,16 @@ class Server:
     """`sipbridge serve` with its log, its API and its end."""
 
     def __init__(
-        self, directory: Path, config: Mapping[str, Any] | None = None, *, environment: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        config: Mapping[str, Any] | None = None,
+        *,
+        sip_port: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Starts it and waits until it is ready; what `config` leaves out of listening addresses is filled in."""
         self.directory = directory
-        self.sip_port = free_port()
+        self.sip_port = sip_port or free_port()
         self.http_port = free_port()
         tables: dict[str, Any] = {name: value for name, value in (config or {}).items()}
         first = free_udp_range(RTP_PORTS)
@@ -133,8 +135,7 @@ class Server:
                 with self._changed:
                     self._lines.append(text)
                     if isinstance(event, dict):
-                        # The name of an event is data too: "call.ended" and "call ended" are one.
-                        event["event"] = str(event.get("event", "")).replace(".", " ")
+                        event["event"] = str(event.get("event", ""))
                         self._events.append(event)
                     self._changed.notify_all()
 
@@ -160,18 +161,18 @@ class Server:
 
     def started(self, caller: str, timeout_s: float = 10.0) -> dict[str, Any]:
         """The start of the call from this user."""
-        return self.wait_event("call started", timeout_s, from_=_Contains(caller))
+        return self.wait_event("call.started", timeout_s, from_=_Contains(caller))
 
     def ended(self, caller: str = "", *, call_id: str = "", timeout_s: float = 10.0) -> Ended:
         """The end of the call from this user, or with this id; there must be just one."""
         fields: dict[str, Any] = {"call_id": call_id} if call_id else {"from_": _Contains(caller)}
-        found = Ended.of(self.wait_event("call ended", timeout_s, **fields))
-        assert len(self.events("call ended", call_id=found.call_id)) == 1
+        found = Ended.of(self.wait_event("call.ended", timeout_s, **fields))
+        assert len(self.events("call.ended", call_id=found.call_id)) == 1
         return found
 
     def digits(self, call_id: str) -> str:
         """The DTMF digits that the log tells of this call."""
-        return "".join(event["digit"] for event in self.events("call dtmf", call_id=call_id))
+        return "".join(event["digit"] for event in self.events("call.dtmf", call_id=call_id))
 
     def wait_digits(self, call_id: str, digits: str, timeout_s: float = 10.0) -> None:
         """Until so many digits were logged; they must be these."""
@@ -184,12 +185,13 @@ class Server:
     def calls(self) -> list[dict[str, Any]]:
         response = self.http.get("/v1/calls")
         assert response.status_code == 200, response.text
-        body = response.json()
-        return list(body["calls"] if isinstance(body, dict) else body)
+        return [call for call in response.json()["calls"] if call["state"] != "ended"]
 
     def call_of(self, caller: str) -> dict[str, Any]:
         """The running call from this user."""
-        return next(call for call in self.calls() if caller in call["from"])
+        return wait_until(
+            lambda: next((call for call in self.calls() if caller in call["from"]), None), 5.0, f"a call of {caller}"
+        )
 
     def dial(self, to: str, target: str, **more: Any) -> str:
         """POST /v1/calls; gives the call's id."""
@@ -215,12 +217,17 @@ class Server:
         assert response.status_code in (200, 202, 204), response.text
 
     def counters(self) -> dict[str, int]:
-        """Calls, streams, ports, descriptors and threads, as /healthz tells."""
+        """Calls, streams, ports, descriptors and threads: as /healthz tells, and as the system sees them."""
         response = self.http.get("/healthz")
         assert response.status_code == 200, response.text
-        body = response.json()
-        found = body.get("engine", body)
-        return {name: found[name] for name in ("calls", "streams", "ports", "descriptors", "threads")}
+        told = response.json()["counters"]
+        counters = {name: told[name] for name in ("calls", "streams", "ports", "descriptors", "threads")}
+        process = psutil.Process(self.process.pid)
+        return {**counters, "system descriptors": process.num_fds(), "system threads": process.num_threads()}
+
+    def health(self) -> dict[str, Any]:
+        """The whole answer of /healthz."""
+        return dict(self.http.get("/healthz").json())
 
     def memory_bytes(self) -> int:
         """Resident memory of the process."""
@@ -231,7 +238,7 @@ class Server:
         wait_until(lambda: not self.calls(), timeout_s, "no call is left")
 
     def wait_counters(self, expected: Mapping[str, int], timeout_s: float) -> None:
-        """Until the counters are these again, and the operating system's view agrees."""
+        """Until the counters are these again."""
 
         def settled() -> bool:
             return self.counters() == expected

@@ -12,9 +12,11 @@ import re
 import socket
 import time
 import uuid
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from tests.support.codecs import Codec
 from tests.support.ports import free_port
 from tests.support.rtp import RtpPeer
 from tests.support.sdp import Description, describe
@@ -315,19 +317,23 @@ class SipAgent:
         callee: str,
         rtp: RtpPeer,
         *,
+        codecs: Sequence[type[Codec]] = (),
         sdp: str | None = None,
         headers: dict[str, str] | None = None,
         credentials: tuple[str, str] | None = None,
         timeout_s: float = 10.0,
     ) -> "Dialog":
-        """INVITE, digest where asked and given, ACK. Raises Refused for anything but a 2xx."""
+        """INVITE, digest where asked and given, ACK. Raises Refused for anything but a 2xx.
+
+        The offer has `codecs`, or that of `rtp` alone; `sdp` takes its place ("" for none).
+        """
         uri = self.uri(callee)
         from_, call_id = self.from_header(), uuid.uuid4().hex
         extra = dict(headers or {})
         cseq = 1
         while True:
             via = self.via()
-            offer = describe(rtp) if sdp is None else sdp
+            offer = describe(rtp, codecs=codecs) if sdp is None else sdp
             self.send(
                 self.request(
                     "INVITE", uri, from_=from_, call_id=call_id, cseq=cseq, via=via, headers=extra, body=offer
@@ -347,7 +353,8 @@ class SipAgent:
             cseq += 1
         dialog = Dialog(self, call_id, from_, answer.get("to"), answer.contact_uri, cseq)
         dialog.take(answer, rtp)
-        dialog.ack()
+        # Without an offer of ours the answer was one, and the ACK has to answer it.
+        dialog.ack(describe(rtp) if sdp == "" else "")
         return dialog
 
     def accept(self, invite: Message, rtp: RtpPeer, *, status: int = 200, sdp: str | None = None) -> "Dialog":

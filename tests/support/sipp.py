@@ -14,7 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 from tests.support.ports import free_port
+from tests.support.waiting import wait_until
 
 SCENARIOS = Path(__file__).resolve().parents[1] / "sipp_scenarios"
 _runs = itertools.count(1)
@@ -84,6 +87,16 @@ class Sipp:
                 stdout=screen,
                 stderr=subprocess.STDOUT,
             )
+
+    def wait_listening(self) -> None:
+        """Until its SIP port is open, for a callee."""
+
+        def listens() -> bool:
+            assert self.process.poll() is None, self.report()
+            sockets = psutil.Process(self.process.pid).net_connections(kind="inet")
+            return any(item.laddr and item.laddr.port == self.port for item in sockets)
+
+        wait_until(listens, 5.0, f"{self.scenario} listens")
 
     def messages(self) -> str:
         """All messages sent and received so far."""
