@@ -3,6 +3,7 @@
 
 CONFIG ?= conf/sipbridge.toml
 ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 VENV := .venv
 BIN := $(VENV)/bin
