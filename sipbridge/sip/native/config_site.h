@@ -19,3 +19,8 @@
 #define PJMEDIA_HAS_VIDEO 0
 /* The answer follows our codec order, not the caller's. */
 #define PJMEDIA_SDP_NEG_PREFER_REMOTE_CODEC_ORDER 0
+
+#define PJ_HAS_IPV6 1
+
+/* pjmedia would throw away what came before the third frame was asked for; our clock asks when a frame is there. */
+#define PJMEDIA_STREAM_SOFT_START 0

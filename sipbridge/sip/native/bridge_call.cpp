@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+#include "bridge_call.hpp"
+
+#include "pj_stream.hpp"
+
+#include <pjmedia/null_port.h>
+#include <pjsua-lib/pjsua.h>
+#include <pjsua-lib/pjsua_internal.h>
+
+#include <algorithm>
+#include <cctype>
+
+namespace {
+
+std::string text(const pj_str_t& s) { return s.slen > 0 ? std::string(s.ptr, size_t(s.slen)) : std::string(); }
+
+bool sameName(const std::string& a, const std::string& b) {
+  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](unsigned char x, unsigned char y) {
+           return std::tolower(x) == std::tolower(y);
+         });
+}
+
+// The encoding name of a payload type of this media line; the static types need no rtpmap (RFC 3551 6).
+std::string encodingName(const pjmedia_sdp_media* media, const pj_str_t& format) {
+  pjmedia_sdp_attr* attr = pjmedia_sdp_media_find_attr2(media, "rtpmap", &format);
+  pjmedia_sdp_rtpmap map;
+  if (attr && pjmedia_sdp_attr_get_rtpmap(attr, &map) == PJ_SUCCESS) return text(map.enc_name);
+  switch (pj_strtoul(&format)) {
+    case 0: return "PCMU";
+    case 3: return "GSM";
+    case 8: return "PCMA";
+    case 9: return "G722";
+    case 18: return "G729";
+    default: return "";
+  }
+}
+
+pjmedia_stream* audioStream(int call_id) {
+  if (call_id < 0 || call_id >= int(pjsua_var.ua_cfg.max_calls)) return nullptr;
+  pjsua_call& call = pjsua_var.calls[call_id];
+  for (unsigned i = 0; i < call.med_cnt; ++i) {
+    if (call.media[i].type == PJMEDIA_TYPE_AUDIO && call.media[i].strm.a.stream) return call.media[i].strm.a.stream;
+  }
+  return nullptr;
+}
+
+bool hasComfortNoise(const pjmedia_sdp_session* sdp) {
+  for (unsigned m = 0; m < sdp->media_count; ++m) {
+    for (unsigned f = 0; f < sdp->media[m]->desc.fmt_count; ++f) {
+      if (pj_strtoul(&sdp->media[m]->desc.fmt[f]) == 13) return true;  // RFC 3389
+    }
+  }
+  return false;
+}
+
+bool hasOpusDtx(const pjmedia_sdp_session* sdp) {
+  for (unsigned m = 0; m < sdp->media_count; ++m) {
+    for (unsigned a = 0; a < sdp->media[m]->attr_count; ++a) {
+      if (text(sdp->media[m]->attr[a]->value).find("usedtx=1") != std::string::npos) return true;  // RFC 7587 6.1
+    }
+  }
+  return false;
+}
+
+// Adds what this stream counted to what the ones before it did.
+void addStats(pjmedia_stream* stream, int call_id, RtpStats& stats) {
+  pjmedia_rtcp_stat rtcp;
+  pjmedia_stream_info info;
+  if (pjmedia_stream_get_stat(stream, &rtcp) != PJ_SUCCESS) return;
+  if (pjmedia_stream_get_info(stream, &info) != PJ_SUCCESS) return;
+  stats.running = true;
+  stats.receiving = (info.dir & PJMEDIA_DIR_DECODING) != 0;
+  stats.sending = (info.dir & PJMEDIA_DIR_ENCODING) != 0;
+  stats.received_packets += rtcp.rx.pkt;
+  stats.sent_packets += rtcp.tx.pkt;
+  stats.lost_packets += rtcp.rx.loss;
+  stats.late_packets += rtcp.rx.discard;
+  stats.reordered_packets += rtcp.rx.reorder;
+  stats.duplicate_packets += rtcp.rx.dup;
+  stats.jitter_ms = rtcp.rx.jitter.last / 1000.0;
+  stats.remote_jitter_ms = rtcp.tx.jitter.last / 1000.0;
+  stats.remote_lost_packets += rtcp.tx.loss;
+  stats.round_trip_ms = rtcp.rtt.last / 1000.0;
+  stats.codec = text(info.fmt.encoding_name) + "/" + std::to_string(info.fmt.clock_rate);
+  const pjsip_inv_session* inv = pjsua_var.calls[call_id].inv;
+  const pjmedia_sdp_session *local = nullptr, *remote = nullptr;
+  if (inv && inv->neg && pjmedia_sdp_neg_get_active_local(inv->neg, &local) == PJ_SUCCESS &&
+      pjmedia_sdp_neg_get_active_remote(inv->neg, &remote) == PJ_SUCCESS) {
+    stats.silence_suppressed = (hasComfortNoise(local) && hasComfortNoise(remote)) || hasOpusDtx(remote);
+  }
+}
+
+}  // namespace
+
+BridgeCall::BridgeCall(Engine& engine, pj::Account& account, FramePort& port, int call_id)
+    : pj::Call(account, call_id), engine_(engine), port_id_(port.id()), queues_(port.queues()) {}
+
+BridgeCall::~BridgeCall() {
+  for (auto& entry : streams_) engine_.clock().detach(entry.second.get());
+}
+
+void BridgeCall::onStreamCreated(pj::OnStreamCreatedParam& prm) {
+  auto* stream = static_cast<pjmedia_stream*>(prm.stream);
+  auto leg = std::make_shared<PjStream>(stream);
+  // The bridge gets a port that does nothing; the pool is only asked for its factory.
+  pj_pool_t* pool = pjsua_pool_create("null", 256, 256);
+  pjmedia_port* null_port = nullptr;
+  const pj_status_t status = pjmedia_null_port_create(pool, leg->rateHz(), 1, unsigned(leg->frameSamples()), 16, &null_port);
+  pj_pool_release(pool);
+  if (status != PJ_SUCCESS) return;
+  prm.pPort = pj::MediaPort(null_port);
+  prm.destroyPort = true;
+  pjmedia_stream_set_dtmf_event_callback(stream, &Engine::onTelephoneEvent, reinterpret_cast<void*>(intptr_t(port_id_)));
+  queues_->setRate(leg->rateHz());
+  streams_[prm.stream] = leg;
+  engine_.streamAdded();
+  engine_.clock().attach(leg, queues_);
+}
+
+void BridgeCall::onStreamDestroyed(pj::OnStreamDestroyedParam& prm) {
+  const auto found = streams_.find(prm.stream);
+  if (found == streams_.end()) return;
+  engine_.clock().detach(found->second.get());
+  addStats(static_cast<pjmedia_stream*>(prm.stream), getId(), before_);
+  streams_.erase(found);
+  engine_.streamRemoved();
+}
+
+void BridgeCall::onCallSdpCreated(pj::OnCallSdpCreatedParam& prm) {
+  auto* sdp = static_cast<pjmedia_sdp_session*>(prm.sdp.pjSdpSession);
+  pj_pool_t* pool = pjsua_var.calls[getId()].inv->pool_prov;
+  if (!media_address_.empty()) {
+    const auto set = [&](pjmedia_sdp_conn* conn) {
+      if (!conn) return;
+      const bool v6 = media_address_.find(':') != std::string::npos;
+      if ((pj_stricmp2(&conn->addr_type, "IP6") == 0) != v6) return;
+      if (pj_stricmp2(&conn->addr, "0.0.0.0") == 0) return;  // a hold the old way stays one
+      pj_strdup2(pool, &conn->addr, media_address_.c_str());
+    };
+    set(sdp->conn);
+    for (unsigned i = 0; i < sdp->media_count; ++i) {
+      set(sdp->media[i]->conn);
+      pjmedia_sdp_attr* rtcp = pjmedia_sdp_media_find_attr2(sdp->media[i], "rtcp", nullptr);
+      if (rtcp) pjmedia_sdp_media_remove_attr(sdp->media[i], rtcp);  // it names the old address; the port is RTP's plus one
+    }
+    if (sdp->conn) sdp->origin.addr = sdp->conn->addr;
+  }
+  if (codecs_.empty()) return;
+  for (unsigned m = 0; m < sdp->media_count; ++m) {
+    pjmedia_sdp_media* media = sdp->media[m];
+    if (pj_stricmp2(&media->desc.media, "audio") != 0 || media->desc.port == 0) continue;
+    std::vector<pj_str_t> kept;
+    const std::vector<pj_str_t> all(media->desc.fmt, media->desc.fmt + media->desc.fmt_count);
+    for (const auto& name : codecs_) {
+      for (const auto& format : all) {
+        if (sameName(encodingName(media, format), name)) kept.push_back(format);
+      }
+    }
+    if (kept.empty()) continue;
+    for (const auto& format : all) {
+      if (sameName(encodingName(media, format), "telephone-event")) kept.push_back(format);
+    }
+    for (const auto& format : all) {
+      const bool stays = std::any_of(kept.begin(), kept.end(), [&](const pj_str_t& k) { return pj_strcmp(&k, &format) == 0; });
+      if (stays) continue;
+      for (const char* name : {"rtpmap", "fmtp"}) {
+        if (auto* attr = pjmedia_sdp_media_find_attr2(media, name, &format)) pjmedia_sdp_media_remove_attr(media, attr);
+      }
+    }
+    std::copy(kept.begin(), kept.end(), media->desc.fmt);
+    media->desc.fmt_count = unsigned(kept.size());
+  }
+}
+
+RtpStats BridgeCall::rtpStats() {
+  RtpStats stats = before_;
+  stats.running = stats.receiving = stats.sending = false;
+  pjmedia_stream* stream = audioStream(getId());
+  if (stream && streams_.count(stream)) addStats(stream, getId(), stats);
+  return stats;
+}
+
+bool BridgeCall::canSendTelephoneEvents() {
+  pjmedia_stream* stream = audioStream(getId());
+  pjmedia_stream_info info;
+  return stream && pjmedia_stream_get_info(stream, &info) == PJ_SUCCESS && info.tx_event_pt >= 0;
+}
+
+bool BridgeCall::sendTelephoneEvent(const std::string& digit, unsigned duration_ms) {
+  pjmedia_stream* stream = audioStream(getId());
+  if (!stream) return false;
+  pj_str_t digits = {const_cast<char*>(digit.data()), pj_ssize_t(digit.size())};
+  return pjmedia_stream_dial_dtmf2(stream, &digits, duration_ms) == PJ_SUCCESS;
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+// The one clock of the process: it takes and sends the audio of every call leg and ticks for the media thread.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "port_queues.hpp"
+
+#ifndef SWIG
+// One RTP stream as the clock sees it. Called on the clock's thread only, between attach() and detach().
+class LegStream {
+ public:
+  enum class Head { kEmpty, kFrame, kLost };  // what is next in the arrival buffer; kLost: a later packet is there
+  virtual ~LegStream() = default;
+  virtual unsigned rateHz() const = 0;
+  virtual size_t frameSamples() const = 0;  // of one packet, in both directions
+  virtual Head head() = 0;
+  virtual bool get(int16_t* samples) = 0;   // frameSamples() of them; conceals a lost one
+  virtual void put(const int16_t* samples) = 0;
+};
+#endif
+
+struct ClockStats {
+  unsigned legs = 0;
+  unsigned long long ticks = 0;
+  unsigned long long late_ticks = 0;  // woken more than half a tick after the schedule
+  double worst_late_ms = 0;           // since the last snapshot
+  double busy_us = 0;                 // work a tick, smoothed
+  bool real_time = false;             // the system granted real-time priority
+};
+
+// Every tick (absolute schedule, so no drift): each stream that has a packet gives it to its port; the media thread is
+// signalled; each stream whose slot has come sends what its port has for it. Slots are spread over the ticks.
+class Clock {
+ public:
+  explicit Clock(unsigned tick_ms);
+  ~Clock();
+
+  // Waits until a tick later than `last` and returns its number; returns `last` after timeout_ms or when stopped.
+  unsigned long long wait(unsigned long long last, unsigned timeout_ms);
+  void stop();
+  ClockStats stats();
+  unsigned tickMs() const { return tick_ms_; }
+
+#ifndef SWIG
+  // `on_thread` runs first on the clock's own thread (pjlib wants to know every thread that calls it).
+  void start(std::function<void()> on_thread = {});
+  void attach(std::shared_ptr<LegStream> stream, std::shared_ptr<PortQueues> port);
+  // When it returns the clock no longer touches the stream, nor will.
+  void detach(const LegStream* stream);
+
+ private:
+  struct Leg {
+    std::shared_ptr<LegStream> stream;
+    std::shared_ptr<PortQueues> port;
+    std::vector<int16_t> frame;
+    int64_t period_ns = 0, send_ns = 0;
+    unsigned waited = 0;  // ticks that the frame now due has been waited for
+  };
+
+  void run();
+  void capture(Leg& leg);
+  void send(Leg& leg, int64_t tick_ns);
+
+  const unsigned tick_ms_;
+  std::thread thread_;
+  std::atomic<bool> running_{false};
+  std::mutex legs_mutex_;
+  std::vector<std::unique_ptr<Leg>> legs_;
+  unsigned next_slot_ = 0;
+  std::mutex tick_mutex_;
+  std::condition_variable tick_changed_;
+  unsigned long long tick_ = 0;
+  std::mutex stats_mutex_;
+  ClockStats stats_;
+#endif
+};

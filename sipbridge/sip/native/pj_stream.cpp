@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+#include "pj_stream.hpp"
+
+#include <cstring>
+
+PjStream::PjStream(pjmedia_stream* stream) : common_(reinterpret_cast<pjmedia_stream_common*>(stream)) {
+  pjmedia_stream_get_port(stream, &port_);
+  rate_hz_ = PJMEDIA_PIA_SRATE(&port_->info);
+  frame_samples_ = PJMEDIA_PIA_SPF(&port_->info);
+  pjmedia_stream_info info;
+  pjmedia_stream_get_info(stream, &info);
+  const unsigned entry_ms = info.param->info.frm_ptime / (info.param->info.frm_ptime_denum ? info.param->info.frm_ptime_denum : 1);
+  const unsigned frame_ms = unsigned(frame_samples_ * 1000 / rate_hz_);
+  buffer_frames_ = std::max(1u, entry_ms ? frame_ms / entry_ms : 1u);
+}
+
+LegStream::Head PjStream::head() {
+  if (decoded_left_ > 0) return Head::kFrame;
+  pj_mutex_lock(common_->jb_mutex);
+  char type = PJMEDIA_JB_ZERO_EMPTY_FRAME;
+  pj_uint32_t samples = 0;
+  pjmedia_jbuf_peek_frame(common_->jb, 0, nullptr, nullptr, &type, &samples, nullptr, nullptr);
+  Head head = Head::kEmpty;
+  if (type == PJMEDIA_JB_MISSING_FRAME) {
+    head = Head::kLost;
+  } else if (type == PJMEDIA_JB_NORMAL_FRAME) {
+    char last = PJMEDIA_JB_ZERO_EMPTY_FRAME;
+    pjmedia_jbuf_peek_frame(common_->jb, buffer_frames_ - 1, nullptr, nullptr, &last, nullptr, nullptr, nullptr);
+    // a packet shorter than our frame waits for the next one
+    if (last != PJMEDIA_JB_ZERO_EMPTY_FRAME) head = Head::kFrame;
+  }
+  pj_mutex_unlock(common_->jb_mutex);
+  if (head == Head::kFrame && samples > frame_samples_) decoded_left_ = unsigned(samples / frame_samples_);
+  return head;
+}
+
+bool PjStream::get(int16_t* samples) {
+  if (decoded_left_ > 0) --decoded_left_;
+  pjmedia_frame frame;
+  std::memset(&frame, 0, sizeof frame);
+  frame.buf = samples;
+  frame.size = frame_samples_ * sizeof(int16_t);
+  return pjmedia_port_get_frame(port_, &frame) == PJ_SUCCESS && frame.type == PJMEDIA_FRAME_TYPE_AUDIO;
+}
+
+void PjStream::put(const int16_t* samples) {
+  pjmedia_frame frame;
+  std::memset(&frame, 0, sizeof frame);
+  frame.type = PJMEDIA_FRAME_TYPE_AUDIO;
+  frame.buf = const_cast<int16_t*>(samples);
+  frame.size = frame_samples_ * sizeof(int16_t);
+  frame.timestamp.u64 = sent_samples_;
+  sent_samples_ += frame_samples_;
+  pjmedia_port_put_frame(port_, &frame);
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+// pjsua2's own interface with our classes added, as one Python module.
+%module(directors="1") pjsua2
+%include "pjsua2.i"
+%include "stdint.i"
+
+%{
+#include "bridge_call.hpp"
+#include "clock.hpp"
+#include "engine.hpp"
+#include "frame_port.hpp"
+#include "gate.hpp"
+#include "port_bank.hpp"
+%}
+
+// Arrays come and go through the buffer protocol. The typemaps run while the interpreter's lock is held, the body
+// between them without it, so no Python object is touched there.
+%typemap(in, numinputs=1) (int16_t* matrix, size_t size) (Py_buffer view) {
+  view.obj = nullptr;
+  if (PyObject_GetBuffer($input, &view, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS)) SWIG_fail;
+  $1 = static_cast<$1_ltype>(view.buf);
+  $2 = size_t(view.len) / sizeof(int16_t);
+}
+%typemap(freearg) (int16_t* matrix, size_t size) { if (view$argnum.obj) PyBuffer_Release(&view$argnum); }
+%typemap(in, numinputs=1) (const int16_t* matrix, size_t size) (Py_buffer view) {
+  view.obj = nullptr;
+  if (PyObject_GetBuffer($input, &view, PyBUF_C_CONTIGUOUS)) SWIG_fail;
+  $1 = static_cast<$1_ltype>(view.buf);
+  $2 = size_t(view.len) / sizeof(int16_t);
+}
+%typemap(freearg) (const int16_t* matrix, size_t size) { if (view$argnum.obj) PyBuffer_Release(&view$argnum); }
+%apply (const int16_t* matrix, size_t size) { (const int16_t* samples, size_t count) };
+%typemap(in, numinputs=1) (const int32_t* ids, size_t id_count) (Py_buffer view) {
+  view.obj = nullptr;
+  if (PyObject_GetBuffer($input, &view, PyBUF_C_CONTIGUOUS)) SWIG_fail;
+  $1 = static_cast<$1_ltype>(view.buf);
+  $2 = size_t(view.len) / sizeof(int32_t);
+}
+%typemap(freearg) (const int32_t* ids, size_t id_count) { if (view$argnum.obj) PyBuffer_Release(&view$argnum); }
+%typemap(in, numinputs=1) (int32_t* rates_hz, size_t rate_count) (Py_buffer view) {
+  view.obj = nullptr;
+  if (PyObject_GetBuffer($input, &view, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS)) SWIG_fail;
+  $1 = static_cast<$1_ltype>(view.buf);
+  $2 = size_t(view.len) / sizeof(int32_t);
+}
+%typemap(freearg) (int32_t* rates_hz, size_t rate_count) { if (view$argnum.obj) PyBuffer_Release(&view$argnum); }
+
+// No call into Python from what these do: only a call's life is told to Python, on the SIP thread.
+%feature("nodirector") Engine;
+%feature("nodirector") FramePort;
+%feature("director") BridgeCall;
+%feature("nodirector") BridgeCall::onStreamCreated;
+%feature("nodirector") BridgeCall::onStreamDestroyed;
+%feature("nodirector") BridgeCall::onCallSdpCreated;
+%feature("nodirector") pj::Call::onStreamPreCreate;
+
+%include "port_queues.hpp"
+%include "port_bank.hpp"
+%include "clock.hpp"
+%template(PortMarkVector) std::vector<PortMark>;
+%include "frame_port.hpp"
+%include "gate.hpp"
+%template(GateTrunkVector) std::vector<GateTrunk>;
+%include "engine.hpp"
+%template(EngineEventVector) std::vector<EngineEvent>;
+%template(EngineLogVector) std::vector<EngineLog>;
+%include "bridge_call.hpp"
