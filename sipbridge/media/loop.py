@@ -1,0 +1,478 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The media thread: once a tick it moves the audio of every call, in a handful of array operations.
+
+::
+
+    bank.read ──► captures (rows, samples) ──► resample to the room's rate ──► mix-minus ──┐
+                       │ echo rows                                                         │
+                       │ sinks (a channel that takes frames)        sources, overlays ──►  │
+    bank.write ◄── playbacks (rows, samples) ◄── resample to the leg's rate ◄──────────────┘
+
+A row is one call leg. Who is in which row changes between two ticks only, by requests that any thread
+may post; the layout is then computed once and kept until the next change. A leg hears its *route*:
+
+`Room`
+    all other members of a named room (mix-minus), at the highest rate that any member has.
+`Echo`
+    itself.
+`Source`
+    a stream of samples that is read for it alone (a tone, a file, silence).
+`Sink`
+    a channel outside: it is given the leg's frames, and writes what is to be heard to the leg's port
+    by itself.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sipbridge.media.dtmf import DtmfDetector
+from sipbridge.media.mixer import MixPlan
+from sipbridge.resample import LiveResampler, ResamplerKind, make_resampler
+
+log = logging.getLogger(__name__)
+
+Samples = NDArray[np.int16]
+_Index = slice | NDArray[np.intp]
+
+_MAX_CATCH_UP_TICKS = 4  # a thread that was held longer drops the rest: delay must not be caught up with
+
+
+class Ticker(Protocol):
+    """The native clock."""
+
+    def wait(self, last: int, timeout_ms: int) -> int: ...
+
+
+class Bank(Protocol):
+    """The native ports, all at once; see port_bank.hpp."""
+
+    def layout(self, ids: NDArray[np.int32], rates_hz: NDArray[np.int32]) -> None: ...
+    def read(self, matrix: Samples) -> int: ...
+    def write(self, matrix: Samples) -> None: ...
+
+
+class SampleSource(Protocol):
+    """Something to be heard. Called on the media thread: it must not wait."""
+
+    def read(self, count: int) -> Samples:
+        """The next `count` samples at the rate of the leg; fewer mean that it is over."""
+        ...
+
+
+# Takes a leg's audio. Called on the media thread: it must copy and not wait.
+SampleSink = Callable[[Samples], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Hears all other members of the room of this name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """Hears itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Hears what `make(rate_hz)` gives, from the start; made anew when the leg's rate changes."""
+
+    make: Callable[[int], SampleSource]
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """Is heard by `take`; what it hears is written to its port by whoever `take` belongs to."""
+
+    take: SampleSink
+
+
+Route = Room | Echo | Source | Sink
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    port_id: int
+    route: Route
+    fresh: bool = True  # faded in on its first tick
+    leaving: bool = False  # faded out on its last
+    muted: bool = False
+    source: SampleSource | None = None
+    source_rate_hz: int = 0
+    taps: list[SampleSink] = field(default_factory=list)
+    overlays: list[SampleSource] = field(default_factory=list)
+    on_digit: Callable[[str], None] | None = None
+
+
+def _index(rows: list[int]) -> _Index:
+    """Rows as a slice where they follow each other: a view then, and no copy."""
+    if rows and rows[-1] - rows[0] + 1 == len(rows):
+        return slice(rows[0], rows[-1] + 1)
+    return np.array(rows, np.intp)
+
+
+@dataclass(slots=True)
+class _Conversion:
+    """Rows of one rate on their way to or from the rate of their rooms."""
+
+    rows: _Index  # in the bank's matrices
+    places: _Index  # in the room matrix
+    samples: int
+    resampler: LiveResampler | None
+    key: tuple[int, int]
+    ids: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _RoomGroup:
+    """All rooms of one rate."""
+
+    samples: int
+    plan: MixPlan
+    heard: Samples
+    mixed: Samples
+    inward: list[_Conversion]
+    outward: list[_Conversion]
+
+
+class MediaLoop:
+    """Thread: `start()` makes the media thread; everything public may be called from any thread."""
+
+    def __init__(
+        self, clock: Ticker, bank: Bank, *, tick_ms: int, live_resampler: ResamplerKind = "polyphase"
+    ) -> None:
+        self._clock = clock
+        self._bank = bank
+        self._tick_ms = tick_ms
+        self._live_resampler = live_resampler
+        self._changes: deque[Callable[[], None]] = deque()
+        self._members: dict[int, _Member] = {}
+        self._rows: list[_Member] = []
+        self._groups: list[_RoomGroup] = []
+        self._echo_rows: NDArray[np.intp] = np.empty(0, np.intp)
+        self._muted_rows: NDArray[np.intp] = np.empty(0, np.intp)
+        self._row_samples: list[int] = []
+        self._rates_hz: NDArray[np.int32] = np.empty(0, np.int32)
+        self._special: list[tuple[int, _Member]] = []
+        self._changing: list[int] = []  # rows that come or go in this tick
+        self._detectors: dict[int, tuple[DtmfDetector, NDArray[np.intp], tuple[int, ...]]] = {}
+        self._captures: Samples = np.empty((0, 0), np.int16)
+        self._playbacks: Samples = np.empty((0, 0), np.int16)
+        self._dirty = False
+        self._rooms: dict[str, int] = {}
+        self._thread: threading.Thread | None = None
+        self._running = False
+        self.skipped_ticks = 0
+
+    # --- control, any thread
+
+    def start(self) -> None:
+        self._running = True
+        self._thread = threading.Thread(target=self._run, name="media", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._running = False
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def attach(self, port_id: int, route: Route) -> None:
+        """From the next tick on the leg hears `route`; one that is attached already is moved there."""
+        self._post(lambda: self._attach(port_id, route))
+
+    def detach(self, port_id: int, done: Callable[[], None] | None = None) -> None:
+        """The leg fades out within a tick; then `done` is called, on the media thread."""
+        self._post(lambda: self._detach(port_id, done))
+
+    def mute(self, port_id: int, muted: bool) -> None:
+        """A muted leg is heard by nobody; it goes on hearing."""
+        self._post(lambda: self._set(port_id, lambda member: setattr(member, "muted", muted)))
+
+    def overlay(self, port_id: int, source: SampleSource) -> None:
+        """`source` is mixed into what the leg hears until it is over."""
+        self._post(lambda: self._set(port_id, lambda member: member.overlays.append(source)))
+
+    def tap(self, port_id: int, take: SampleSink) -> None:
+        """`take` is given what the leg says, a tick at a time, until the leg leaves."""
+        self._post(lambda: self._set(port_id, lambda member: member.taps.append(take)))
+
+    def detect_digits(self, port_id: int, on_digit: Callable[[str], None] | None) -> None:
+        """`on_digit` is told of DTMF heard in the leg's audio, on the media thread; None stops it."""
+        self._post(lambda: self._set(port_id, lambda member: setattr(member, "on_digit", on_digit)))
+
+    def rooms(self) -> dict[str, int]:
+        """The rate of each room in Hz."""
+        return self._rooms
+
+    def _post(self, change: Callable[[], None]) -> None:
+        self._changes.append(change)
+
+    # --- changes, media thread
+
+    def _attach(self, port_id: int, route: Route) -> None:
+        before = self._members.get(port_id)
+        member = _Member(port_id, route)
+        if before is not None:
+            member.muted, member.taps, member.overlays = before.muted, before.taps, before.overlays
+            member.on_digit = before.on_digit
+        self._members[port_id] = member
+        self._dirty = True
+
+    def _detach(self, port_id: int, done: Callable[[], None] | None) -> None:
+        member = self._members.get(port_id)
+        if member is not None:
+            member.leaving = True
+            self._dirty = True
+        if done is not None:
+            # after the tick that fades it out and the layout without it
+            self._post(lambda: self._post(done))
+
+    def _set(self, port_id: int, change: Callable[[_Member], None]) -> None:
+        member = self._members.get(port_id)
+        if member is not None:
+            change(member)
+            self._dirty = True
+
+    def _lay_out(self) -> None:
+        """Computes who is where. The order of rows puts the members of a room side by side."""
+        tick_ms = self._tick_ms
+        members = list(self._members.values())
+        ids = np.array([member.port_id for member in members], np.int32)
+        rates = np.zeros(len(members), np.int32)
+        self._bank.layout(ids, rates)
+        rate_of = dict(zip((member.port_id for member in members), rates.tolist(), strict=True))
+        for port_id in [port_id for port_id, rate_hz in rate_of.items() if rate_hz == 0]:
+            del self._members[port_id]  # its port is gone
+            members = [member for member in members if member.port_id != port_id]
+
+        room_rate: dict[str, int] = {}
+        for member in members:
+            if isinstance(member.route, Room):
+                name = member.route.name
+                room_rate[name] = max(room_rate.get(name, 0), rate_of[member.port_id])
+
+        def place(member: _Member) -> tuple[int, int, str]:
+            if isinstance(member.route, Room):
+                return 0, room_rate[member.route.name], member.route.name
+            return 1, 0, ""
+
+        members.sort(key=place)
+        self._rows = members
+        rates = np.array([rate_of[member.port_id] for member in members], np.int32)
+        # a sink's own channel writes what its leg hears: the bank only reads such a row
+        signs = np.array([-1 if isinstance(member.route, Sink) else 1 for member in members], np.int32)
+        self._bank.layout(signs * np.array([member.port_id for member in members], np.int32), rates)
+        self._rates_hz = rates
+        columns = int(rates.max(initial=0)) * tick_ms // 1000
+        if self._captures.shape != (len(members), columns):
+            self._captures = np.zeros((len(members), columns), np.int16)
+            self._playbacks = np.zeros((len(members), columns), np.int16)
+        else:
+            self._playbacks[:] = 0
+        self._row_samples = [int(rate) * tick_ms // 1000 for rate in rates]
+
+        before = {
+            (kind, c.key): c
+            for group in self._groups
+            for kind, conversions in (("in", group.inward), ("out", group.outward))
+            for c in conversions
+        }
+        self._groups = []
+        names = {
+            rate: [n for n in sorted(room_rate) if room_rate[n] == rate] for rate in set(room_rate.values())
+        }
+        rows_of: dict[str, list[int]] = {name: [] for name in room_rate}
+        for row, member in enumerate(members):
+            if isinstance(member.route, Room):
+                rows_of[member.route.name].append(row)
+        for rate_hz in sorted(names):
+            rows = [row for name in names[rate_hz] for row in rows_of[name]]
+            samples = rate_hz * tick_ms // 1000
+            plan = MixPlan([len(rows_of[name]) for name in names[rate_hz]])
+            group = _RoomGroup(
+                samples,
+                plan,
+                np.zeros((len(rows), samples), np.int16),
+                np.zeros((len(rows), samples), np.int16),
+                [],
+                [],
+            )
+            for leg_rate in sorted({int(rates[row]) for row in rows}):
+                at = [i for i, row in enumerate(rows) if rates[row] == leg_rate]
+                leg_ids = tuple(members[rows[i]].port_id for i in at)
+                for kind, conversions, key in (
+                    ("in", group.inward, (leg_rate, rate_hz)),
+                    ("out", group.outward, (rate_hz, leg_rate)),
+                ):
+                    conversions.append(
+                        _Conversion(
+                            rows=_index([rows[i] for i in at]),
+                            places=_index(at),
+                            samples=leg_rate * tick_ms // 1000,
+                            resampler=self._resampler_for(key, leg_ids, before.get((kind, key))),
+                            key=key,
+                            ids=leg_ids,
+                        )
+                    )
+            self._groups.append(group)
+
+        self._echo_rows = np.array(
+            [row for row, member in enumerate(members) if isinstance(member.route, Echo)], np.intp
+        )
+        self._muted_rows = np.array([row for row, member in enumerate(members) if member.muted], np.intp)
+        self._special = [
+            (row, member)
+            for row, member in enumerate(members)
+            if isinstance(member.route, Source | Sink) or member.taps or member.overlays
+        ]
+        self._changing = [row for row, member in enumerate(members) if member.fresh or member.leaving]
+        self._lay_out_detectors(members, rates)
+        self._rooms = room_rate
+
+    def _resampler_for(
+        self, key: tuple[int, int], ids: tuple[int, ...], before: _Conversion | None
+    ) -> LiveResampler | None:
+        """The converter of these legs, with the state of each that had one."""
+        if key[0] == key[1]:
+            return None
+        if before is None or before.resampler is None:
+            return make_resampler(self._live_resampler, key[0], key[1], len(ids))
+        if before.ids != ids:
+            index = {port_id: i for i, port_id in enumerate(before.ids)}
+            before.resampler.remap(np.array([index.get(port_id, -1) for port_id in ids], np.intp))
+        return before.resampler
+
+    def _lay_out_detectors(self, members: list[_Member], rates: NDArray[np.int32]) -> None:
+        before = self._detectors
+        self._detectors = {}
+        wanted = [row for row, member in enumerate(members) if member.on_digit is not None]
+        for rate_hz in sorted({int(rates[row]) for row in wanted}):
+            rows = [row for row in wanted if rates[row] == rate_hz]
+            ids = tuple(members[row].port_id for row in rows)
+            if rate_hz in before:
+                detector, _, old_ids = before[rate_hz]
+                if old_ids != ids:
+                    index = {port_id: i for i, port_id in enumerate(old_ids)}
+                    detector.remap(np.array([index.get(port_id, -1) for port_id in ids], np.intp))
+            else:
+                detector = DtmfDetector(rate_hz, len(rows))
+            self._detectors[rate_hz] = (detector, np.array(rows, np.intp), ids)
+
+    # --- a tick, media thread
+
+    def _run(self) -> None:
+        last = self._clock.wait(0, 100)
+        while self._running:
+            now = self._clock.wait(last, 100)
+            if now == last:
+                self._apply_changes()
+                continue
+            due = now - last
+            if due > _MAX_CATCH_UP_TICKS:
+                self.skipped_ticks += due - _MAX_CATCH_UP_TICKS
+                due = _MAX_CATCH_UP_TICKS
+            last = now
+            for _ in range(due):
+                self.tick()
+
+    def _apply_changes(self) -> None:
+        for _ in range(len(self._changes)):
+            try:
+                self._changes.popleft()()
+            except Exception:
+                log.exception("a change of the media layout failed")
+        if self._dirty:
+            self._dirty = False
+            self._lay_out()
+
+    def tick(self) -> None:
+        """One tick for all legs. Public for tests, which have no clock."""
+        self._apply_changes()
+        if not self._rows:
+            return
+        captures, playbacks = self._captures, self._playbacks
+        if self._bank.read(captures):
+            self._dirty = True  # a port went, or its stream changed its rate
+        if self._detectors:
+            self._detect()
+        if self._muted_rows.size:
+            captures[self._muted_rows] = 0
+        changing, self._changing = self._changing, []
+        for row in changing:
+            self._fade(row, captures[row, : self._row_samples[row]])
+        for group in self._groups:
+            for c in group.inward:
+                frames = captures[c.rows, : c.samples]
+                group.heard[c.places] = frames if c.resampler is None else c.resampler.process(frames)
+            group.plan.mix(group.heard, group.mixed)
+            for c in group.outward:
+                frames = group.mixed[c.places]
+                playbacks[c.rows, : c.samples] = (
+                    frames if c.resampler is None else c.resampler.process(frames)
+                )
+        if self._echo_rows.size:
+            playbacks[self._echo_rows] = captures[self._echo_rows]
+        for row, member in self._special:
+            self._serve(row, member)
+        for row in changing:
+            self._fade(row, playbacks[row, : self._row_samples[row]])
+        self._bank.write(playbacks)
+        for row in changing:
+            member = self._rows[row]
+            member.fresh = False
+            if member.leaving:
+                if self._members.get(member.port_id) is member:
+                    del self._members[member.port_id]
+                self._dirty = True
+
+    def _fade(self, row: int, samples: Samples) -> None:
+        """Ramps a row up on its first tick and down on its last: no click where a leg comes or goes."""
+        member = self._rows[row]
+        ramp = np.linspace(0.0, 1.0, samples.shape[-1], dtype=np.float32)
+        if member.fresh:
+            samples[:] = samples * ramp
+        if member.leaving:
+            samples[:] = samples * ramp[::-1]
+
+    def _detect(self) -> None:
+        for detector, rows, _ in self._detectors.values():
+            samples = self._row_samples[rows[0]]
+            for channel, digit in detector.process(self._captures[rows, :samples]):
+                on_digit = self._rows[rows[channel]].on_digit
+                if on_digit is not None:
+                    on_digit(digit)
+
+    def _serve(self, row: int, member: _Member) -> None:
+        """What a few rows need on their own: a source, a sink, taps and overlays."""
+        count = self._row_samples[row]
+        captured, played = self._captures[row, :count], self._playbacks[row, :count]
+        route = member.route
+        if isinstance(route, Source):
+            rate_hz = int(self._rates_hz[row])
+            if member.source is None or member.source_rate_hz != rate_hz:
+                member.source, member.source_rate_hz = route.make(rate_hz), rate_hz
+            samples = member.source.read(count)
+            played[: samples.size] = samples
+            played[samples.size :] = 0
+        elif isinstance(route, Sink):
+            route.take(captured)
+        for tap in member.taps:
+            tap(captured)
+        if member.overlays:
+            mixed = played.astype(np.int32)
+            for overlay in list(member.overlays):
+                samples = overlay.read(count)
+                mixed[: samples.size] += samples
+                if samples.size < count:
+                    member.overlays.remove(overlay)
+            played[:] = np.clip(mixed, -32768, 32767)
