@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a channel backend is: it joins a call to a channel, takes its audio and plays the channel's back.
+
+A backend of your own is a class with the constructor ``(target, context)`` and the methods of
+`RtcConnection`, named in the entry point group ``sipbridge.rtc`` under its scheme; `sipbridge.rtc.echo`
+is the shortest example, `tests/contract` the suite that it has to pass.
+"""
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sipbridge.config import Config
+from sipbridge.errors import EndReason
+from sipbridge.events import Direction
+from sipbridge.media.loop import MediaLoop
+from sipbridge.routing import Target
+
+if TYPE_CHECKING:
+    from sipbridge.rtc.local import LocalRooms
+
+Samples = NDArray[np.int16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinRequest:
+    """Who joins."""
+
+    call_id: str
+    direction: Direction
+    caller: str
+    callee: str
+    trunk: str = ""
+    rule: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)  # of the INVITE
+
+
+class PlaybackQueue(Protocol):
+    """What the telephone is to hear; in front of the leg's jitter queue. Any thread.
+
+    A backend either names a route to the media loop, which then writes, or writes by itself.
+    """
+
+    @property
+    def port_id(self) -> int:
+        """The leg in the media loop."""
+        ...
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """The leg's own rate; changes with a codec."""
+        ...
+
+    def write(self, samples: Samples) -> None:
+        """Appends samples (n,) at `sample_rate_hz`."""
+        ...
+
+    def clear(self) -> None:
+        """Empties the queue at once (barge-in)."""
+        ...
+
+
+class RtcListener(Protocol):
+    """What a backend tells its call; all on the event loop."""
+
+    def participant_joined(self, identity: str) -> None: ...
+    def participant_left(self, identity: str, remaining: int) -> None: ...
+    def dtmf(self, digit: str) -> None:
+        """The channel asks that this digit be sent to the telephone."""
+        ...
+
+    def message(self, topic: str, text: str) -> None: ...
+    def hangup_requested(self, reason: EndReason) -> None: ...
+    def closed(self, reason: EndReason) -> None:
+        """The channel is gone; no more comes. Not told after `close()`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RtcContext:
+    """What backends are made with."""
+
+    config: Config
+    media: MediaLoop
+    rooms: "LocalRooms"
+
+
+class RtcConnection(abc.ABC):
+    """One call's membership in a channel. Event loop, where not said otherwise.
+
+    Raises `RtcError` and nothing of an SDK.
+    """
+
+    def __init__(self, target: Target, context: RtcContext) -> None:
+        """Checks the target; ValueError when it is none of this backend's."""
+        self.target = target
+        self.context = context
+
+    @abc.abstractmethod
+    async def connect(self, join: JoinRequest, playback: PlaybackQueue, listener: RtcListener) -> None:
+        """Joins; audio flows both ways when it returns. RtcError when that fails."""
+
+    async def send_dtmf(self, digit: str, duration_ms: int) -> None:  # noqa: B027
+        """A key that the telephone pressed. A channel that has no use for keys does nothing."""
+
+    async def send_message(self, message: str | bytes, topic: str = "") -> None:  # noqa: B027
+        """A message of the call to the channel. A channel without messages does nothing."""
+
+    @abc.abstractmethod
+    async def close(self, reason: EndReason) -> None:
+        """Leaves. Idempotent, also while connecting."""
