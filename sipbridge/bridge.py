@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One telephone, one channel, and what happens between them.
+
+::
+
+                     sip/                     |                        rtc/
+                                              |
+    telephone ──RTP──► stream ──► capture ────┼──► media loop ──────────► channel
+                                  queue       |    (resample, mix-minus,
+                                              |     or a sink's frames)
+    telephone ◄──RTP── stream ◄── playback ◄──┼─── media loop ◄────────── channel
+                                  jitter      |    (resample, sources,
+                                  queue       |     overlays)
+                                              |
+    keys, hold, hang-up ──────► CallLeg ◄───► Bridge ◄───► RtcConnection ◄── keys, messages, leaving
+
+The audio never passes through this file: a `Bridge` only says which leg hears what. It lives on the event
+loop, from the first sign of a call to its one `CallEnded`.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from sipbridge.errors import CallError, EndKind, EndReason, Party, RtcError
+from sipbridge.events import (
+    CallAnswered,
+    CallDtmf,
+    CallEnded,
+    CallEvent,
+    CallHeld,
+    CallMessage,
+    CallResumed,
+    CallRinging,
+    CallStarted,
+    DtmfMethod,
+)
+from sipbridge.log import get_logger
+from sipbridge.media.quality import estimate_mos
+from sipbridge.routing import Target
+from sipbridge.rtc.base import JoinRequest, RtcConnection, RtcContext, Samples
+from sipbridge.rtc.registry import make_connection
+from sipbridge.sip import CallLeg, LegState, LegStats
+
+JOIN_S = 10.0  # a channel that takes longer to join has failed
+
+
+class LegPlayback:
+    """The playback side of a leg as a backend sees it."""
+
+    def __init__(self, leg: CallLeg) -> None:
+        self._leg = leg
+
+    @property
+    def port_id(self) -> int:
+        return self._leg.port.port_id
+
+    @property
+    def sample_rate_hz(self) -> int:
+        return int(self._leg.port.rateHz())
+
+    def write(self, samples: Samples) -> None:
+        self._leg.port.write(samples)
+
+    def clear(self) -> None:
+        self._leg.port.clear()
+
+
+class Bridge:
+    """A call: its leg, its channel, and the reason of its end. Event loop."""
+
+    def __init__(
+        self,
+        context: RtcContext,
+        *,
+        call_id: str,
+        target: str,
+        rule: str = "",
+        max_duration_s: float = 0.0,
+        hangup_when_alone: bool = False,
+        emit: Callable[[CallEvent], None],
+        ended: Callable[["Bridge"], None],
+    ) -> None:
+        self.id = call_id
+        self.target = target
+        self.rule = rule
+        self.leg: CallLeg
+        self.end: EndReason | None = None
+        self.last_stats = LegStats()
+        self.log = get_logger(__name__, call_id=call_id)
+        self.on_answered: Callable[[], None] = lambda: None
+        self.answered = asyncio.Event()  # or ended
+        self.over = asyncio.Event()
+        self._context = context
+        self._max_duration_s = max_duration_s
+        self._hangup_when_alone = hangup_when_alone
+        self._emit = emit
+        self._ended = ended
+        self._connection: RtcConnection | None = None
+        self._held = False
+        self._timers: list[asyncio.TimerHandle] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- the two ways in
+
+    def accept(self, leg: CallLeg, *, ring_s: float, early_media: bool) -> None:
+        """A call that came: it is joined to its channel, then answered (or heard before, by early media)."""
+        self._adopt(leg)
+        if early_media:
+            leg.progress()
+        elif ring_s > 0:
+            leg.ring()
+        self._spawn(self._accept(ring_s, early_media))
+
+    def refuse(self, leg: CallLeg, reason: EndReason) -> None:
+        """A call that came and finds no channel."""
+        self._adopt(leg)
+        self.hangup(reason)
+
+    async def _accept(self, ring_s: float, early_media: bool) -> None:
+        if early_media:
+            await self._join()
+            await asyncio.sleep(ring_s)
+        else:
+            await asyncio.sleep(ring_s)
+            await self._join()
+        if self.end is None:
+            self.leg.answer()
+
+    def follow(self, leg: CallLeg, ring_s: float) -> None:
+        """A call that we dial: it is joined to its channel as soon as it has audio."""
+        self._adopt(leg)
+        self._after(ring_s, self._ring_timeout)
+
+    def _ring_timeout(self) -> None:
+        if not self.answered.is_set():
+            self.hangup(EndReason(EndKind.NO_ANSWER, "not answered in time", Party.BRIDGE, 408))
+
+    def failed(self, reason: EndReason, *, from_: str, to: str, trunk: str) -> None:
+        """A call that never had a leg: nobody could be dialled."""
+        self.end = reason
+        self._emit(
+            CallEnded(
+                call_id=self.id,
+                reason=reason,
+                direction="outbound",
+                from_=from_,
+                to=to,
+                trunk=trunk,
+                rule=self.rule,
+                target=self.target,
+            )
+        )
+        self.answered.set()
+        self.over.set()
+        self._ended(self)
+
+    def _adopt(self, leg: CallLeg) -> None:
+        self.leg = leg
+        leg.listener = self
+        self._emit(
+            CallStarted(
+                call_id=self.id,
+                direction=leg.direction,
+                from_=leg.caller,
+                to=leg.callee,
+                trunk=self.trunk_name,
+                rule=self.rule,
+                target=self.target,
+            )
+        )
+
+    @property
+    def trunk_name(self) -> str:
+        return self.leg.trunk.name if self.leg.trunk is not None else ""
+
+    # --- control
+
+    def hangup(self, reason: EndReason) -> None:
+        """Ends the call; its end is told once the leg is gone."""
+        if self.end is None:
+            self.end = reason
+            self.leg.hangup(reason)
+
+    async def send_digits(self, digits: str) -> None:
+        """Keys pressed to the telephone; ValueError for one that is none."""
+        await self.leg.send_digits(digits)
+
+    # --- the channel
+
+    async def _join(self) -> None:
+        if self._connection is not None or self.end is not None:
+            return
+        try:
+            self._connection = make_connection(Target.parse(self.target), self._context)
+            join = JoinRequest(
+                call_id=self.id,
+                direction=self.leg.direction,
+                caller=self.leg.caller,
+                callee=self.leg.callee,
+                trunk=self.trunk_name,
+                rule=self.rule,
+                headers=self.leg.headers,
+            )
+            async with asyncio.timeout(JOIN_S):
+                await self._connection.connect(join, LegPlayback(self.leg), self)
+        except RtcError as error:
+            self.hangup(error.reason)
+        except TimeoutError:
+            self.hangup(
+                EndReason(EndKind.CHANNEL_FAILED, f"{self.target} was not joined within {JOIN_S:.0f} s")
+            )
+        if self.end is not None and self._connection is not None:
+            await self._connection.close(self.end)
+
+    def participant_joined(self, identity: str) -> None:
+        self.log.debug("in the channel", identity=identity)
+
+    def participant_left(self, identity: str, remaining: int) -> None:
+        if remaining == 0 and self._hangup_when_alone:
+            self.hangup(EndReason(EndKind.ALONE, f"everybody else has left {self.target}", Party.CHANNEL))
+
+    def dtmf(self, digit: str) -> None:
+        self._emit(
+            CallDtmf(call_id=self.id, digit=digit, duration_ms=0, method="rfc4733", party=Party.CHANNEL)
+        )
+        self._spawn(self.leg.send_digits(digit))
+
+    def message(self, topic: str, text: str) -> None:
+        self._emit(CallMessage(call_id=self.id, topic=topic, text=text))
+
+    def hangup_requested(self, reason: EndReason) -> None:
+        self.hangup(reason)
+
+    def closed(self, reason: EndReason) -> None:
+        self.hangup(reason)
+
+    # --- the leg
+
+    def leg_ringing(self, early_media: bool) -> None:
+        self._emit(CallRinging(call_id=self.id))
+        if early_media:
+            self._spawn(self._join())
+
+    def leg_answered(self) -> None:
+        self._emit(CallAnswered(call_id=self.id, codec=self.leg.codec))
+        if self._max_duration_s > 0:
+            self._after(self._max_duration_s, self._too_long)
+        if self.leg.direction == "outbound":
+            self._spawn(self._join())
+        self.answered.set()
+        self.on_answered()
+
+    def _too_long(self) -> None:
+        self.hangup(EndReason(EndKind.MAX_DURATION, f"the call has lasted {self._max_duration_s:g} s"))
+
+    def leg_media(self) -> None:
+        held = self.leg.state is LegState.HELD
+        if held != self._held:
+            self._held = held
+            # what a PBX plays to a held line is not for the channel
+            self._context.media.mute(self.leg.port.port_id, held)
+            self._emit(CallHeld(call_id=self.id) if held else CallResumed(call_id=self.id))
+        self._spawn(self._listen_for_inband_digits())
+
+    async def _listen_for_inband_digits(self) -> None:
+        leg = self.leg
+        wanted = leg.trunk.dtmf if leg.trunk is not None else "auto"
+        events = await leg.endpoint.run(leg.hears_telephone_events)
+        if wanted == "inband" or (wanted == "auto" and not events):
+
+            def heard(digit: str) -> None:  # media thread
+                leg.endpoint.post(lambda: leg.on_digit(digit, 0, "inband"))
+
+            self._context.media.detect_digits(leg.port.port_id, heard)
+        else:
+            self._context.media.detect_digits(leg.port.port_id, None)
+
+    def leg_digit(self, digit: str, duration_ms: int, method: DtmfMethod) -> None:
+        party = Party.CALLER if self.leg.direction == "inbound" else Party.CALLEE
+        self._emit(
+            CallDtmf(call_id=self.id, digit=digit, duration_ms=duration_ms, method=method, party=party)
+        )
+        if self._connection is not None and method != "inband":  # in band the channel hears it anyway
+            self._spawn(self._connection.send_dtmf(digit, duration_ms))
+
+    def leg_ended(self, reason: EndReason, stats: LegStats) -> None:
+        self.end = reason = self.end or reason
+        self.last_stats = stats
+        for timer in self._timers:
+            timer.cancel()
+        leg = self.leg
+        duration_s = time.monotonic() - leg.answered_at if leg.answered_at is not None else 0.0
+        self._emit(
+            CallEnded(
+                call_id=self.id,
+                reason=reason,
+                direction=leg.direction,
+                from_=leg.caller,
+                to=leg.callee,
+                trunk=self.trunk_name,
+                rule=self.rule,
+                target=self.target,
+                duration_s=round(duration_s, 3),
+                codec=leg.codec,
+                loss_percent=round(stats.loss_percent, 2),
+                jitter_ms=round(stats.jitter_ms, 1),
+                depth_ms=round(stats.capture_depth_ms, 1),
+                mos=estimate_mos(
+                    leg.codec, stats.loss_percent, stats.round_trip_ms / 2 + stats.capture_depth_ms
+                )
+                if stats.received_packets
+                else None,
+            )
+        )
+        if self._connection is not None:
+            self._spawn(self._connection.close(reason))
+        else:
+            self._context.media.detach(leg.port.port_id)
+        self.answered.set()
+        self.over.set()
+        self._ended(self)
+
+    # --- small things
+
+    def _after(self, delay_s: float, work: Callable[[], None]) -> None:
+        self._timers.append(asyncio.get_running_loop().call_later(delay_s, work))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(self._guard(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """A fault of ours ends this call, with a reason, and no other."""
+        try:
+            await work
+        except CallError as error:
+            self.hangup(error.reason)
+        except Exception as error:
+            self.log.exception("a fault in the handling of this call")
+            self.hangup(EndReason(EndKind.ERROR, f"internal error: {error}"))

@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All calls of the process: who is in, what they are paired with, and how they are told to go."""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sipbridge.bridge import Bridge
+from sipbridge.config import Config, TrunkConfig
+from sipbridge.errors import CallError, ConfigError, EndKind, EndReason, MediaError, Party
+from sipbridge.events import CallEvent
+from sipbridge.log import get_logger, log_event
+from sipbridge.media.loop import MediaLoop
+from sipbridge.media.tones import Clip, dtmf_samples
+from sipbridge.media.wav import WavRecorder, WavSource
+from sipbridge.routing import SipUri, Target, accepts_number, fill, match_rule, parse_dial_target
+from sipbridge.rtc.base import RtcContext
+from sipbridge.rtc.local import LocalRooms
+from sipbridge.rtc.registry import load_backend
+from sipbridge.sip import CallLeg, LegState, SipEndpoint
+from sipbridge.sip.dtmf import parse_digits
+from sipbridge.sip.media_port import level_dbfs
+
+KEEP_ENDED_S = 60.0  # an ended call can be asked about for so long
+_EVENT_BACKLOG = 1000  # of one slow subscriber; then the oldest are dropped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialRequest:
+    """A call to be made."""
+
+    to: str  # a sip: URI, or a number when a trunk is given
+    target: str = "silence:"
+    trunk: str = ""
+    from_: str = ""  # who it is from: a number, a user, or a sip: URI
+    headers: Mapping[str, str] = field(default_factory=dict)
+    play: str = ""  # a sound file that the callee hears once it has answered
+    record: str = ""  # where what the callee says is written, as WAV
+    dtmf: str = ""  # keys pressed after the answer; w is half a second
+    ring_s: float = 60.0
+    max_duration_s: float = 0.0  # hang up so long after the answer; 0: never
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallView:
+    """A call as it stands at one moment."""
+
+    id: str
+    direction: Literal["inbound", "outbound"]
+    from_: str
+    to: str
+    trunk: str
+    rule: str
+    target: str
+    state: Literal["new", "ringing", "early", "active", "held", "ended"]
+    codec: str
+    seconds: float  # since the answer
+    capture_level_dbfs: float  # what the telephone says, its peak since the last look
+    playback_level_dbfs: float  # what it hears
+    capture_depth_ms: float
+    playback_depth_ms: float
+    loss_percent: float
+    jitter_ms: float
+    end: EndReason | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoomView:
+    """A room of this process."""
+
+    name: str
+    rate_hz: int
+    members: tuple[str, ...]  # call ids
+
+
+class CallRegistry:
+    """Every call, by its id. Event loop."""
+
+    def __init__(self, config: Config, endpoint: SipEndpoint, media: MediaLoop) -> None:
+        self.config = config
+        self.endpoint = endpoint
+        self.draining = False
+        endpoint.play_inband = self.play_inband
+        self._rooms = LocalRooms()
+        self._media = media
+        self._context = RtcContext(config, media, self._rooms)
+        self._bridges: dict[str, Bridge] = {}
+        self._ended: dict[str, CallView] = {}
+        self._subscribers: set[asyncio.Queue[CallEvent]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- calls that come
+
+    def on_incoming(self, leg: CallLeg) -> None:
+        """Finds the rule of a call that was let in, and pairs it; refuses it otherwise."""
+        trunk_name = leg.trunk.name if leg.trunk is not None else ""
+        rule = match_rule(self.config, trunk_name, leg.caller, leg.callee)
+        refusal: EndReason | None = None
+        target = ""
+        if leg.trunk is not None and not accepts_number(leg.trunk, leg.callee):
+            refusal = EndReason(EndKind.NOT_FOUND, f"trunk {trunk_name} does not serve {leg.callee!r}")
+        elif rule is None:
+            refusal = EndReason(EndKind.NOT_FOUND, f"no rule for {leg.callee!r}")
+        else:
+            fields = {"caller": leg.caller, "callee": leg.callee, "call_id": leg.id}
+            try:
+                target = fill(rule.target, fields, leg.headers)
+            except CallError as error:
+                refusal = error.reason
+        bridge = self._bridge(
+            leg.id,
+            target,
+            rule=rule.name if rule is not None else "",
+            max_duration_s=rule.max_duration_s if rule is not None else 0,
+            hangup_when_alone=rule is not None and rule.hangup_when_alone,
+        )
+        if refusal is not None or rule is None:
+            bridge.refuse(leg, refusal or EndReason(EndKind.NOT_FOUND, "no rule"))
+        else:
+            bridge.accept(leg, ring_s=rule.ring_s, early_media=rule.early_media)
+
+    # --- calls that are made
+
+    async def dial(self, request: DialRequest) -> str:
+        """Starts a call and returns its id; how it goes is told by events and `get`.
+
+        ConfigError: the trunk, the number, the target or a file cannot be used.
+        """
+        if self.draining:
+            raise CallError(EndReason(EndKind.SHUTDOWN, "the server is going down"))
+        trunk = self._trunk(request.trunk)
+        try:
+            plan = parse_dial_target(request.to, trunk)
+            caller = self._caller(request.from_)
+            target = Target.parse(request.target or "silence:")
+            load_backend(target.scheme)
+            keys = list(parse_digits(request.dtmf))
+        except (ValueError, LookupError) as error:
+            raise ConfigError(str(error)) from error
+        if request.play:
+            try:
+                WavSource(Path(request.play), 8000)
+            except MediaError as error:
+                raise ConfigError(str(error)) from error
+        if request.record and not Path(request.record).parent.is_dir():
+            raise ConfigError(f"{request.record}: there is no such folder")
+        call_id = uuid.uuid4().hex[:12]
+        bridge = self._bridge(call_id, str(target), max_duration_s=request.max_duration_s)
+        bridge.on_answered = lambda: self._answered(bridge, request, bool(keys))
+
+        async def start() -> None:
+            try:
+                leg = await self.endpoint.dial(call_id, plan, caller=caller, headers=request.headers)
+            except CallError as error:
+                bridge.failed(error.reason, from_=request.from_, to=plan.callee, trunk=request.trunk)
+            else:
+                bridge.follow(leg, request.ring_s)
+
+        self._spawn(start())
+        return call_id
+
+    def _trunk(self, name: str) -> TrunkConfig | None:
+        if not name:
+            return None
+        for trunk in self.config.trunk:
+            if trunk.name == name:
+                return trunk
+        known = ", ".join(trunk.name for trunk in self.config.trunk) or "none"
+        raise ConfigError(f"there is no trunk {name!r}; there are: {known}")
+
+    @staticmethod
+    def _caller(text: str) -> SipUri | None:
+        if not text:
+            return None
+        return SipUri.parse(text if ":" in text else f"sip:{text}@localhost")
+
+    def _answered(self, bridge: Bridge, request: DialRequest, has_keys: bool) -> None:
+        """What a dialled call does by itself once it is answered."""
+        port_id, rate_hz = bridge.leg.port.port_id, int(bridge.leg.port.rateHz())
+        if request.record:
+            recorder = WavRecorder(Path(request.record), rate_hz)
+            self._media.tap(port_id, recorder.write)
+            self._spawn(self._close_recorder(bridge, recorder))
+        if request.play:
+            self._media.overlay(port_id, WavSource(Path(request.play), rate_hz))
+        if has_keys:
+            self._spawn(bridge.send_digits(request.dtmf))
+
+    async def _close_recorder(self, bridge: Bridge, recorder: WavRecorder) -> None:
+        await bridge.over.wait()
+        await asyncio.to_thread(recorder.close)
+        if recorder.truncated:
+            get_logger(__name__, call_id=bridge.id).warning(
+                "the recording is truncated: the disk did not take it"
+            )
+
+    def play_inband(self, leg: CallLeg, digit: str) -> None:
+        """A key as a tone in what the telephone hears. SIP thread."""
+        self._media.overlay(leg.port.port_id, Clip(dtmf_samples(digit, int(leg.port.rateHz()))))
+
+    # --- control
+
+    async def list(self) -> Sequence[CallView]:
+        """The calls that live, oldest first."""
+        return [await self._view(bridge) for bridge in list(self._bridges.values()) if hasattr(bridge, "leg")]
+
+    async def get(self, call_id: str) -> CallView:
+        """One call, also for a minute after its end. LookupError when there is none."""
+        if call_id in self._ended:
+            return self._ended[call_id]
+        return await self._view(self._find(call_id))
+
+    async def hangup(self, call_id: str) -> None:
+        """Ends a call. LookupError when there is none."""
+        bridge = self._find(call_id)
+        bridge.hangup(EndReason(EndKind.HANGUP, "hung up by the operator", Party.OPERATOR))
+
+    async def send_dtmf(self, call_id: str, digits: str) -> None:
+        """Presses keys to the telephone. LookupError; ValueError for what is no key."""
+        bridge = self._find(call_id)
+        list(parse_digits(digits))
+        await bridge.send_digits(digits)
+
+    def rooms(self) -> Sequence[RoomView]:
+        """The local rooms and who is in them."""
+        rates = self._media.rooms()
+        return [
+            RoomView(name=name, rate_hz=rates.get(name, 0), members=members)
+            for name, members in self._rooms.members().items()
+        ]
+
+    async def health(self) -> dict[str, int | float | bool]:
+        """Counts of what exists; all of them are back to their start when no call is left."""
+        return {
+            "draining": self.draining,
+            "active_calls": len(self._bridges),
+            "skipped_ticks": self._media.skipped_ticks,
+            **self.endpoint.counters(),
+        }
+
+    @asynccontextmanager
+    async def events(self) -> "AsyncIterator[AsyncIterator[CallEvent]]":
+        """What happens in all calls from now on."""
+        queue: asyncio.Queue[CallEvent] = asyncio.Queue()
+        self._subscribers.add(queue)
+
+        async def each() -> AsyncIterator[CallEvent]:
+            while True:
+                yield await queue.get()
+
+        try:
+            yield each()
+        finally:
+            self._subscribers.discard(queue)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Lets no new call in and returns when the last one has ended, or the time is up."""
+        self.draining = True
+        self.endpoint.set_draining(True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+
+    async def end_all(self) -> None:
+        """Hangs up whoever is left."""
+        bridges = list(self._bridges.values())
+        for bridge in bridges:
+            if hasattr(bridge, "leg"):
+                bridge.hangup(EndReason(EndKind.SHUTDOWN, "the server stops"))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                await asyncio.gather(*(bridge.over.wait() for bridge in bridges))
+
+    # --- inside
+
+    def _find(self, call_id: str) -> Bridge:
+        bridge = self._bridges.get(call_id)
+        if bridge is None or not hasattr(bridge, "leg"):
+            raise LookupError(f"there is no call {call_id}")
+        return bridge
+
+    def _bridge(
+        self,
+        call_id: str,
+        target: str,
+        *,
+        rule: str = "",
+        max_duration_s: float = 0,
+        hangup_when_alone: bool = False,
+    ) -> Bridge:
+        bridge = Bridge(
+            self._context,
+            call_id=call_id,
+            target=target,
+            rule=rule,
+            max_duration_s=max_duration_s,
+            hangup_when_alone=hangup_when_alone,
+            emit=self._emit,
+            ended=self._over,
+        )
+        self._bridges[call_id] = bridge
+        self._idle.clear()
+        return bridge
+
+    def _over(self, bridge: Bridge) -> None:
+        self._bridges.pop(bridge.id, None)
+        if not self._bridges:
+            self._idle.set()
+        self._ended[bridge.id] = self._ended_view(bridge)
+        asyncio.get_running_loop().call_later(KEEP_ENDED_S, self._ended.pop, bridge.id, None)
+
+    def _emit(self, event: CallEvent) -> None:
+        for queue in self._subscribers:
+            if queue.qsize() >= _EVENT_BACKLOG:
+                queue.get_nowait()
+            queue.put_nowait(event)
+        log_event(event)
+
+    async def _view(self, bridge: Bridge) -> CallView:
+        leg = bridge.leg
+        stats = await leg.stats()
+        return CallView(
+            id=bridge.id,
+            direction=leg.direction,
+            from_=leg.caller,
+            to=leg.callee,
+            trunk=bridge.trunk_name,
+            rule=bridge.rule,
+            target=bridge.target,
+            state=leg.state.value,
+            codec=leg.codec,
+            seconds=round(time.monotonic() - leg.answered_at, 1) if leg.answered_at is not None else 0.0,
+            capture_level_dbfs=round(level_dbfs(stats.capture_peak), 1),
+            playback_level_dbfs=round(level_dbfs(stats.playback_peak), 1),
+            capture_depth_ms=round(stats.capture_depth_ms, 1),
+            playback_depth_ms=round(stats.playback_depth_ms, 1),
+            loss_percent=round(stats.loss_percent, 2),
+            jitter_ms=round(stats.jitter_ms, 1),
+        )
+
+    def _ended_view(self, bridge: Bridge) -> CallView:
+        leg = getattr(bridge, "leg", None)
+        stats = bridge.last_stats
+        return CallView(
+            id=bridge.id,
+            direction=leg.direction if leg is not None else "outbound",
+            from_=leg.caller if leg is not None else "",
+            to=leg.callee if leg is not None else "",
+            trunk=bridge.trunk_name if leg is not None else "",
+            rule=bridge.rule,
+            target=bridge.target,
+            state=LegState.ENDED.value,
+            codec=stats.codec,
+            seconds=round(time.monotonic() - leg.answered_at, 1)
+            if leg is not None and leg.answered_at
+            else 0.0,
+            capture_level_dbfs=-100.0,
+            playback_level_dbfs=-100.0,
+            capture_depth_ms=round(stats.capture_depth_ms, 1),
+            playback_depth_ms=round(stats.playback_depth_ms, 1),
+            loss_percent=round(stats.loss_percent, 2),
+            jitter_ms=round(stats.jitter_ms, 1),
+            end=bridge.end,
+        )
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
