@@ -79,7 +79,7 @@ bool digestAlgorithm(std::string_view name, DigestAlgorithm& algorithm) {
   return false;
 }
 
-std::string digestFault(const DigestCredential& credential) {
+std::string digestFault(const GateCredential& credential) {
   for (const std::string* field : {&credential.username, &credential.realm, &credential.nonce, &credential.uri,
                                      &credential.response, &credential.algorithm, &credential.cnonce,
                                      &credential.qop, &credential.nc})
@@ -98,7 +98,7 @@ std::string digestFault(const DigestCredential& credential) {
   return "";
 }
 
-bool digestMatches(const DigestCredential& credential, std::string_view method, std::string_view password) {
+bool digestMatches(const GateCredential& credential, std::string_view method, std::string_view password) {
   DigestAlgorithm algorithm;
   if (!digestAlgorithm(credential.algorithm, algorithm)) return false;
   std::string secret = credential.username + ":" + credential.realm + ":";

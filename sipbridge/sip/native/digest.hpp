@@ -14,7 +14,7 @@
 enum class DigestAlgorithm { Md5, Sha256 };
 
 // The fields of one Authorization header as sent, quotes removed, nothing else changed.
-struct DigestCredential {
+struct GateCredential {
   std::string username, realm, nonce, uri, response, algorithm, cnonce, qop, nc;
 };
 
@@ -25,11 +25,11 @@ std::string digestHash(DigestAlgorithm algorithm, std::string_view text);
 bool digestAlgorithm(std::string_view name, DigestAlgorithm& algorithm);
 
 // What is wrong with the shape of a credential, or "" when it can be computed.
-std::string digestFault(const DigestCredential& credential);
+std::string digestFault(const GateCredential& credential);
 
 // Whether `credential.response` is the right one for this method and password. Takes the same time for a
 // right and a wrong response. The credential must have passed digestFault().
-bool digestMatches(const DigestCredential& credential, std::string_view method, std::string_view password);
+bool digestMatches(const GateCredential& credential, std::string_view method, std::string_view password);
 
 // Makes and recognises nonces without remembering them: time, 64 random bits, and an HMAC-SHA-256 over both
 // and the address that asked. So a nonce proves that this address received our challenge.

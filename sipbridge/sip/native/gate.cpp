@@ -334,7 +334,7 @@ GateVerdict Gate::challenge(const GateRequest& request, bool stale, double now_s
 bool Gate::authenticate(const GateRequest& request, const Standing& standing, Source& source, double now_s,
                         Proof& proof, GateVerdict& verdict) {
   const auto credential = std::find_if(request.credentials.begin(), request.credentials.end(),
-                                       [&](const DigestCredential& c) { return c.realm == policy_.realm; });
+                                       [&](const GateCredential& c) { return c.realm == policy_.realm; });
   if (credential == request.credentials.end()) {
     verdict = challenge(request, false, now_s);
     return false;
@@ -430,10 +430,7 @@ GateVerdict Gate::judgeKnown(const GateRequest& request) {
   GateVerdict verdict;
   const bool faulty = shapeFault(request, verdict);
   if (!faulty) verdict.action = GateVerdict::Action::Pass;
-  if (faulty && request.method == GateRequest::Method::Ack) {
-    verdict = GateVerdict();
-    verdict.action = GateVerdict::Action::PassWithoutBody;
-  }
+  if (faulty && request.method == GateRequest::Method::Ack) verdict.action = GateVerdict::Action::PassWithoutBody;
   return verdict;
 }
 

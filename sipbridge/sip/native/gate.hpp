@@ -69,7 +69,7 @@ struct GateStats {
   int activeCalls = 0;           // now
 };
 
-// A call whose connection was closed under it.
+// A call that cannot go on: its connection was closed under it, or the answer to our offer was no SDP.
 struct GateCut {
   std::string callId;  // the SIP Call-ID
   std::string reason;
@@ -103,7 +103,7 @@ struct GateRequest {
   bool contentTypeTwice = false;
   std::string_view body;
   std::vector<std::string_view> sdpParts;  // of a multipart body
-  std::vector<DigestCredential> credentials;
+  std::vector<GateCredential> credentials;
   std::vector<GateContact> contacts;  // REGISTER
   bool contactStar = false;           // "Contact: *"
   long expires_s = -1;                // header of REGISTER; -1 without one
@@ -112,7 +112,7 @@ struct GateRequest {
 struct GateVerdict {
   enum class Action {
     Pass,
-    PassWithoutBody,  // cannot be answered (ACK), and its body must not be parsed
+    PassWithoutBody,  // cannot be answered (ACK), and its body must not be parsed; the phrase says why
     Drop,
     Answer,
   };
@@ -154,7 +154,7 @@ class Gate {
 
   GateStats stats() const;
 
-  // Calls whose TCP or TLS connection was closed because of a message that was too long, since the last time asked.
+  // Calls for the application to end, since the last time asked.
   std::vector<GateCut> takeCutCalls();
 
 #ifndef SWIG

@@ -8,8 +8,8 @@
 namespace {
 
 // The example of RFC 2617 section 3.5 (MD5, qop=auth).
-DigestCredential rfc2617() {
-  DigestCredential c;
+GateCredential rfc2617() {
+  GateCredential c;
   c.username = "Mufasa";
   c.realm = "testrealm@host.com";
   c.nonce = "dcd98b7102dd2f0e8b11d0f600bfb0c093";
@@ -22,8 +22,8 @@ DigestCredential rfc2617() {
 }
 
 // The example of RFC 7616 section 3.9.1 (both algorithms, qop=auth).
-DigestCredential rfc7616() {
-  DigestCredential c;
+GateCredential rfc7616() {
+  GateCredential c;
   c.username = "Mufasa";
   c.realm = "http-auth@example.org";
   c.nonce = "7ypf/xlj9XXwfDPEoM4URrv/xwf94BcCAzFZH4GiTo0v";
@@ -42,7 +42,7 @@ void hashesAreThoseOfTheStandards() {
 
 void examplesOfTheRfcsMatch() {
   CHECK(digestMatches(rfc2617(), "GET", "Circle Of Life"));
-  DigestCredential c = rfc7616();
+  GateCredential c = rfc7616();
   c.algorithm = "MD5";
   c.response = "8ca523f5e9506fed4657c9700eebdbec";
   CHECK(digestFault(c).empty());
@@ -56,7 +56,7 @@ void examplesOfTheRfcsMatch() {
 }
 
 void withoutQopTheOldFormIsComputed() {
-  DigestCredential c = rfc2617();
+  GateCredential c = rfc2617();
   c.qop.clear();
   c.nc.clear();
   c.cnonce.clear();
@@ -70,24 +70,24 @@ void withoutQopTheOldFormIsComputed() {
 }
 
 void shapesThatCannotBeComputedAreNamed() {
-  const auto faultAfter = [](void (*change)(DigestCredential&)) {
-    DigestCredential c = rfc2617();
+  const auto faultAfter = [](void (*change)(GateCredential&)) {
+    GateCredential c = rfc2617();
     change(c);
     return !digestFault(c).empty();
   };
   CHECK(digestFault(rfc2617()).empty());
-  CHECK(faultAfter([](DigestCredential& c) { c.username.clear(); }));
-  CHECK(faultAfter([](DigestCredential& c) { c.nonce.clear(); }));
-  CHECK(faultAfter([](DigestCredential& c) { c.uri.clear(); }));
-  CHECK(faultAfter([](DigestCredential& c) { c.response = "12"; }));
-  CHECK(faultAfter([](DigestCredential& c) { c.response[3] = 'x'; }));
-  CHECK(faultAfter([](DigestCredential& c) { c.algorithm = "MD5-sess"; }));
-  CHECK(faultAfter([](DigestCredential& c) { c.algorithm = "SHA-256"; }));  // the response is too short for it
-  CHECK(faultAfter([](DigestCredential& c) { c.qop = "auth-int"; }));
-  CHECK(faultAfter([](DigestCredential& c) { c.cnonce.clear(); }));
-  CHECK(faultAfter([](DigestCredential& c) { c.nc = "1"; }));
-  CHECK(faultAfter([](DigestCredential& c) { c.nc = "0000000g"; }));
-  CHECK(faultAfter([](DigestCredential& c) { c.username = std::string(600, 'a'); }));
+  CHECK(faultAfter([](GateCredential& c) { c.username.clear(); }));
+  CHECK(faultAfter([](GateCredential& c) { c.nonce.clear(); }));
+  CHECK(faultAfter([](GateCredential& c) { c.uri.clear(); }));
+  CHECK(faultAfter([](GateCredential& c) { c.response = "12"; }));
+  CHECK(faultAfter([](GateCredential& c) { c.response[3] = 'x'; }));
+  CHECK(faultAfter([](GateCredential& c) { c.algorithm = "MD5-sess"; }));
+  CHECK(faultAfter([](GateCredential& c) { c.algorithm = "SHA-256"; }));  // the response is too short for it
+  CHECK(faultAfter([](GateCredential& c) { c.qop = "auth-int"; }));
+  CHECK(faultAfter([](GateCredential& c) { c.cnonce.clear(); }));
+  CHECK(faultAfter([](GateCredential& c) { c.nc = "1"; }));
+  CHECK(faultAfter([](GateCredential& c) { c.nc = "0000000g"; }));
+  CHECK(faultAfter([](GateCredential& c) { c.username = std::string(600, 'a'); }));
 }
 
 void aNonceProvesItsAgeAndItsAddress() {

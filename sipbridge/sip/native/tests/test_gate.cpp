@@ -84,7 +84,7 @@ struct World {
 
   void sign(GateRequest& r, const std::string& nonce, const std::string& user, const std::string& password,
             const char* algorithm, int nc) {
-    DigestCredential c;
+    GateCredential c;
     c.username = user;
     c.realm = policy.realm;
     c.nonce = nonce;
