@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sipbridge import __version__
-from sipbridge.calls import CallRegistry, DialRequest
+from sipbridge.calls import CallRegistry
 from sipbridge.errors import (
     CallError,
     ConfigError,
@@ -106,7 +106,7 @@ def _make_call_routes(calls: CallRegistry, closing: asyncio.Event) -> APIRouter:
         async with AsyncExitStack() as stack:
             # From before the call begins, so that none of its events is missed.
             events = await stack.enter_async_context(calls.events()) if wait else None
-            call_id = await calls.dial(DialRequest(**dict(body)))
+            call_id = await calls.dial(body.to_request())
             if events is not None:
                 async for event in events:
                     if event.call_id == call_id and isinstance(event, CallAnswered | CallEnded):

@@ -13,7 +13,7 @@ from sipbridge import routing
 from sipbridge.errors import EndKind, EndReason, Party
 
 if TYPE_CHECKING:  # loading it would load the SIP engine, which a client has no use for
-    from sipbridge.calls import CallView, RoomView
+    from sipbridge.calls import CallView, DialRequest, RoomView
 
 MAX_HEADERS_CHARS = 8000  # of a message of 12,000 bytes at most
 
@@ -123,6 +123,12 @@ class Dial(_Body):
         allow_inf_nan=False,
         description="Seconds after the answer when it is hung up; 0: never.",
     )
+
+    def to_request(self) -> "DialRequest":
+        """What the registry takes."""
+        from sipbridge.calls import DialRequest
+
+        return DialRequest(**dict(self))
 
 
 class Digits(_Body):

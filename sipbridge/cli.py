@@ -1,0 +1,796 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command line.
+
+Exit codes: 0 done (of a dial: answered, and ended well), 1 refused or failed, 2 wrong usage or
+configuration. What is asked for goes to the standard output, errors and the log to the other one.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import os
+import platform
+import resource
+import shlex
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Protocol
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from sipbridge import __version__, ports
+from sipbridge.client import ApiClient, NoServerError, TokenError, api_url, find_token
+from sipbridge.config import Config, TrunkConfig, load_config, required_open_files, required_ports
+from sipbridge.errors import CallError, ConfigError, ConfigFileError, EndKind, SipbridgeError
+from sipbridge.http import schema
+from sipbridge.log import LogWriter
+from sipbridge.routing import join_host_port, match_rule, match_trunk, split_host_port
+
+if TYPE_CHECKING:  # loading it loads the SIP engine, which most commands have no use for
+    from sipbridge.app import App
+
+POLL_S = 0.25  # how often a dial looks at its call
+PLAY_TAIL_S = 0.5  # from the end of the played file to the hang-up
+
+cli = typer.Typer(
+    name="sipbridge",
+    help="A bridge between SIP telephone calls and real-time audio channels.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Configuration (TOML). Without it: the defaults."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ApiOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api",
+        metavar="URL",
+        envvar="SIPBRIDGE_API",
+        help="The running server. Default: this host, at SIPBRIDGE_HTTP__LISTEN, else 127.0.0.1:8080.",
+    ),
+]
+CallId = Annotated[str, typer.Argument(metavar="ID", help="The call's id, as `sipbridge calls` shows it.")]
+
+
+def main() -> None:
+    """What the command ``sipbridge`` runs."""
+    cli()
+
+
+# ---------------------------------------------------------------- serve
+
+
+@cli.command()
+def serve(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Run the bridge.
+
+    SIGTERM and Ctrl-C let no new call in and wait for those in progress, at most drain_s of [sip];
+    a second one ends at once.
+
+    \b
+    sipbridge serve
+    sipbridge serve --config conf/sipbridge.toml
+    """
+    with _errors_shown():
+        settings = load_config(config, os.environ)
+        _raise_open_files(required_open_files(settings))
+        with LogWriter(settings.log):
+            try:
+                asyncio.run(_serve(settings, as_json))
+            except ConfigError as error:
+                error.file = error.file or config
+                raise
+
+
+async def _serve(config: Config, as_json: bool) -> None:
+    stops = _Stops()
+    app = _make_app(config)
+    await app.start()
+    try:
+        _print_listening(config, app.listening, as_json)
+        await stops.asked.wait()
+        _note(f"no new calls; waiting at most {config.sip.drain_s:g} s for the last to end (again: now)")
+        await _until(stops.insisted, app.drain(config.sip.drain_s))
+    finally:
+        await app.stop()
+
+
+def _make_app(config: Config, *, http: bool = True) -> "App":
+    from sipbridge.app import App
+
+    return App(config, http=http)
+
+
+class _Stops:
+    """SIGINT and SIGTERM: the first asks to stop, the second insists."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.insisted = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        (self.insisted if self.asked.is_set() else self.asked).set()
+
+
+async def _until(event: asyncio.Event, work: Any) -> None:
+    """Waits for `work`, or for the event when that comes first."""
+    tasks = (asyncio.ensure_future(work), asyncio.ensure_future(event.wait()))
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result
+
+
+def _raise_open_files(needed: int) -> None:
+    """Uses what the system allows; most give far fewer files than they would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        if wanted < needed:
+            _note(f"open files: {_open_files_line(needed)}")
+
+
+def _open_files_line(needed: int) -> str:
+    return (
+        f"{needed} are needed for max_calls, and the system allows {_max_open_files()}; raise it with "
+        f"LimitNOFILE={needed} in the systemd unit, or with `ulimit -n {needed}` as root before the start"
+    )
+
+
+def _max_open_files() -> int:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
+
+
+def _print_listening(config: Config, listening: Sequence[str], as_json: bool) -> None:
+    if as_json:
+        _print_json({"listening": list(listening)})
+        return
+    lines = ["sipbridge is listening:"]
+    for entry in listening:
+        transport, _, address = entry.partition(" ")
+        about = f"   description: {api_url(address)}/docs" if transport == "http" else ""
+        lines.append(f"  {transport:<5} {address}{about}")
+    typer.echo("\n".join([*lines, *_first_call(config, listening)]))
+    sys.stdout.flush()
+
+
+def _first_call(config: Config, listening: Sequence[str]) -> Iterator[str]:
+    """How to make a first call, as far as this configuration lets one in."""
+    program = _program()
+    sip = [(transport, address) for transport, _, address in (entry.partition(" ") for entry in listening)]
+    sip = [(transport, address) for transport, address in sip if transport in ("udp", "tcp")]
+    if not sip:
+        return
+    transport, address = sip[0]
+    parameter = "" if transport == "udp" else f";transport={transport}"
+    host, port = split_host_port(address)
+    this_host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    other_hosts = _own_address() if this_host != host else host
+    uris = [
+        f"sip:demo@{join_host_port(name, port)}{parameter}"
+        for name in dict.fromkeys((this_host, other_hosts))
+        if _is_let_in(config, name)
+    ]
+    if uris:
+        yield "A first call with no telephone at hand, from another terminal (FILE.wav: any that you have):"
+        yield f"  {program} dial {shlex.quote(uris[0])} --play FILE.wav --record heard.wav"
+        yield "The same by a softphone, with no account:"
+        yield from (f"  {uri}" for uri in uris)
+    phone = next((trunk for trunk in config.trunk if trunk.kind == "phone" and trunk.auth is not None), None)
+    if phone is not None and phone.auth is not None:
+        domain = join_host_port(other_hosts, port)
+        yield f"A softphone registers as {phone.auth.username} at {domain} ({transport.upper()}). To ring it:"
+        yield f"  {program} dial {phone.auth.username} --target tone:440"
+    outbound = next((trunk for trunk in config.trunk if trunk.outbound is not None), None)
+    if outbound is not None:
+        yield "A call out:"
+        yield f"  {program} dial NUMBER --trunk {outbound.name} --target tone:440"
+
+
+def _is_let_in(config: Config, host: str) -> bool:
+    """Whether a call from this address to ``demo`` meets a rule, with no account."""
+    trunk = match_trunk(config, ipaddress.ip_address(host))
+    return trunk is not None and match_rule(config, trunk.name, "sipbridge", "demo") is not None
+
+
+def _own_address() -> str:
+    """The address of this host that others most likely reach."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("192.0.2.1", 9))  # sends nothing: the system only looks for the route
+        except OSError:
+            return "127.0.0.1"
+        return str(sock.getsockname()[0])
+
+
+def _program() -> str:
+    """How this program can be called from here."""
+    if shutil.which("sipbridge") is not None or os.path.basename(sys.argv[0]) != "sipbridge":
+        return "sipbridge"
+    return min(os.path.relpath(sys.argv[0]), os.path.abspath(sys.argv[0]), key=len)
+
+
+# ---------------------------------------------------------------- check
+
+
+@cli.command()
+def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Check a configuration, and whether this host can run it.
+
+    Shows where it would listen and who has a port that is not free, the trunks and rules, the ports a
+    firewall has to open, and the limit of open files. Starts nothing.
+
+    \b
+    sipbridge check --config conf/sipbridge.toml
+    """
+    with _errors_shown():
+        settings = load_config(config, os.environ)
+        listeners = [
+            {
+                "transport": kind,
+                "address": join_host_port(host, port),
+                "problem": ports.find_problem("udp" if kind == "udp" else "tcp", host, port),
+            }
+            for kind, host, port in _listeners(settings)
+        ]
+        needed = required_open_files(settings)
+        if as_json:
+            _print_json(
+                {
+                    "config": None if config is None else str(config),
+                    "listeners": listeners,
+                    "trunks": [_trunk_row(trunk) for trunk in settings.trunk],
+                    "rules": [rule.model_dump(by_alias=True) for rule in settings.rule],
+                    "firewall": [
+                        {"transport": transport, "first": first, "last": last, "for": purpose}
+                        for transport, first, last, purpose in required_ports(settings)
+                    ],
+                    "open_files": {"needed": needed, "allowed": _max_open_files()},
+                }
+            )
+        else:
+            typer.echo(_check_report(config, settings, listeners, needed))
+        errors = [
+            ConfigError(
+                str(item["problem"]), file=config, table=_TABLES[str(item["transport"])], key="listen"
+            )
+            for item in listeners
+            # A server of ours that has the port is what this one will replace.
+            if item["problem"] and " in use by sipbridge " not in str(item["problem"])
+        ]
+        if errors:
+            raise ConfigFileError(errors)
+
+
+_TABLES = {"udp": "sip", "tcp": "sip", "tls": "sip", "http": "http"}
+
+
+def _listeners(config: Config) -> Iterator[tuple[str, str, int]]:
+    """What a server of this configuration listens at: ("udp", "tcp", "tls" or "http", host, port)."""
+    for listen in config.sip.listen:
+        host, port = split_host_port(listen)
+        for transport in config.sip.transports:
+            if transport == "tls" and config.sip.tls is not None:
+                yield "tls", host, config.sip.tls.port
+            else:
+                yield transport, host, port or 0
+    host, port = split_host_port(config.http.listen)
+    yield "http", host, port or 0
+
+
+def _trunk_row(trunk: TrunkConfig) -> dict[str, Any]:
+    return {
+        "name": trunk.name,
+        "kind": trunk.kind,
+        "allowed_addresses": [str(network) for network in trunk.allowed_addresses],
+        "user": "" if trunk.auth is None else trunk.auth.username,
+        "outbound": [] if trunk.outbound is None else list(trunk.outbound.servers),
+        "codecs": None if trunk.codecs is None else list(trunk.codecs),
+        "max_calls": trunk.max_calls,
+    }
+
+
+def _check_report(
+    path: Path | None, config: Config, listeners: Sequence[Mapping[str, Any]], needed: int
+) -> str:
+    trunks = [_trunk_row(trunk) for trunk in config.trunk]
+    firewall = [
+        (kind, str(first) if first == last else f"{first}-{last}", purpose)
+        for kind, first, last, purpose in required_ports(config)
+    ]
+    allowed = _max_open_files()
+    return "\n".join(
+        [
+            f"{path}: valid" if path is not None else "The defaults (no --config):",
+            "",
+            _table(
+                ("LISTENS", "AT", ""),
+                [(item["transport"], item["address"], item["problem"] or "free") for item in listeners],
+            ),
+            "",
+            _table(
+                ("TRUNK", "KIND", "LETS IN", "USER", "CALLS OUT BY", "CODECS"),
+                [
+                    (
+                        row["name"],
+                        row["kind"],
+                        " ".join(row["allowed_addresses"]) or ("anywhere" if row["user"] else "nobody"),
+                        row["user"] or "-",
+                        " ".join(row["outbound"]) or "-",
+                        " ".join(row["codecs"] or config.sip.codecs),
+                    )
+                    for row in trunks
+                ],
+            ),
+            "",
+            _table(
+                ("RULE", "TRUNK", "FROM", "TO", "TARGET"),
+                [
+                    (rule.name, rule.trunk or "any", rule.from_ or "any", rule.to or "any", rule.target)
+                    for rule in config.rule
+                ],
+            )
+            if config.rule
+            else "No rules: every call that comes in is refused.",
+            "",
+            _table(("FIREWALL", "PORT", "FOR"), firewall)
+            if firewall
+            else "No port for a firewall to open: all of it is for this host.",
+            "",
+            f"Open files: {needed} needed, {allowed} allowed."
+            if allowed >= needed
+            else f"Open files: {_open_files_line(needed)}.",
+        ]
+    )
+
+
+# ---------------------------------------------------------------- dial
+
+
+@cli.command()
+def dial(
+    to: Annotated[
+        str, typer.Argument(metavar="TO", help="A sip: URI, a phone's user name; with --trunk a number.")
+    ],
+    target: Annotated[
+        str,
+        typer.Option(help="What the callee meets: local:ROOM, echo:, tone:HZ, play:FILE.wav. Else silence."),
+    ] = "",
+    trunk: Annotated[str, typer.Option(metavar="NAME", help="The [[trunk]] to go out by.")] = "",
+    from_: Annotated[
+        str,
+        typer.Option("--from", metavar="NUMBER", help="The caller that is shown: a number or a sip: URI."),
+    ] = "",
+    header: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header of the INVITE; may be repeated.")
+    ] = None,
+    play: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A sound file for the callee; hangs up at its end.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A WAV file to write what the callee says to.")
+    ] = None,
+    dtmf: Annotated[
+        str, typer.Option(metavar="DIGITS", help="Sent after the answer; w waits half a second.")
+    ] = "",
+    duration: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0.1, help="Hang up so long after the answer.")
+    ] = None,
+    ring: Annotated[float, typer.Option(metavar="SECONDS", help="Wait so long for the answer.")] = 60.0,
+    config: ConfigOption = None,
+    api: ApiOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Call somebody, and stay until the call has ended.
+
+    The running server makes the call; without one, this command does, by itself. Ctrl-C hangs up.
+
+    \b
+    sipbridge dial sip:demo@127.0.0.1:5060 --play hello.wav --record heard.wav
+    sipbridge dial +4930123456 --trunk carrier --from +4930999 --target local:demo
+    sipbridge dial sip:ivr@pbx.example.com --dtmf ww1w42# --duration 20
+    sipbridge dial alice --target tone:440 --config conf/examples/laptop.toml
+
+    Exit code: 0 answered and ended well, 1 refused or failed (the SIP code and reason are on the
+    standard error output), 2 wrong usage or configuration.
+    """
+    with _errors_shown():
+        settings = load_config(config, os.environ)
+        fields: dict[str, Any] = {
+            "to": to,
+            "target": target,
+            "trunk": trunk,
+            "from": from_,
+            "headers": _parse_headers(header or []),
+            "play": "" if play is None else str(play.absolute()),
+            "record": "" if record is None else str(record.absolute()),
+            "dtmf": dtmf,
+            "ring_s": ring,
+            "max_duration_s": duration or 0.0,
+        }
+        if play is not None:
+            length_s = _sound_length_s(play)
+            if duration is None:
+                fields["max_duration_s"] = length_s + PLAY_TAIL_S
+        if record is not None and not record.absolute().parent.is_dir():
+            raise ConfigError(f"there is no folder {record.absolute().parent}", key="--record")
+        try:
+            body = schema.Dial(**fields)
+        except ValidationError as error:
+            raise _usage_error(error) from None
+        call, is_left = asyncio.run(_dial(body, settings, api, as_json))
+        if as_json and call is not None:
+            _print_json(call)
+    if is_left:
+        raise typer.Exit(130)
+    reason = None if call is None else call.end
+    if call is None or reason is None:
+        raise typer.Exit(1)
+    if not _ended_well(call):
+        _fail(str(CallError(reason.to_reason())), 1)
+
+
+def _ended_well(call: schema.Call) -> bool:
+    """It was answered, and somebody or something that was asked for ended it."""
+    if call.end is None or call.seconds <= 0:
+        return False
+    return call.end.kind in (EndKind.HANGUP, EndKind.MAX_DURATION, EndKind.ALONE, EndKind.CHANNEL_CLOSED)
+
+
+def _parse_headers(texts: Sequence[str]) -> dict[str, str]:
+    headers = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r} has no =; expected NAME=VALUE", key="--header")
+        headers[name] = value
+    return headers
+
+
+def _sound_length_s(path: Path) -> float:
+    import soundfile
+
+    try:
+        with path.open("rb") as file:
+            return float(soundfile.info(file).duration)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", key="--play") from None
+    except soundfile.SoundFileError:
+        raise ConfigError(f"{path} is no sound file that can be read", key="--play") from None
+
+
+_OPTIONS = {
+    "to": "TO",
+    "headers": "--header",
+    "ring_s": "--ring",
+    "max_duration_s": "--duration",
+}
+
+
+def _usage_error(error: ValidationError) -> ConfigError:
+    item = error.errors(include_url=False, include_input=False)[0]
+    field = str(item["loc"][0])
+    return ConfigError(item["msg"].removeprefix("Value error, "), key=_OPTIONS.get(field, f"--{field}"))
+
+
+class _Dialer(Protocol):
+    """What a dial needs: `ApiClient` has it, and `_OwnCalls`."""
+
+    async def dial(self, body: schema.Dial) -> str: ...
+    async def get(self, call_id: str) -> schema.Call: ...
+    async def hangup(self, call_id: str) -> None: ...
+
+
+class _OwnCalls:
+    """The calls of an App in this process."""
+
+    def __init__(self, app: "App") -> None:
+        self._calls = app.calls
+
+    async def dial(self, body: schema.Dial) -> str:
+        return await self._calls.dial(body.to_request())
+
+    async def get(self, call_id: str) -> schema.Call:
+        return schema.Call.from_view(await self._calls.get(call_id))
+
+    async def hangup(self, call_id: str) -> None:
+        await self._calls.hangup(call_id)
+
+
+async def _dial(
+    body: schema.Dial, config: Config, api: str | None, is_quiet: bool
+) -> tuple[schema.Call | None, bool]:
+    """The call once it has ended, and whether the user left it before that."""
+    stops = _Stops()
+    async with contextlib.AsyncExitStack() as stack:
+        calls: _Dialer
+        try:
+            calls = await stack.enter_async_context(_open_api(config, api))
+        except (NoServerError, TokenError) as error:
+            if api is not None:
+                raise
+            if isinstance(error, TokenError):
+                _note(f"{error}; calling without it")
+            calls = await stack.enter_async_context(_own_calls(body, config))
+        call_id = await calls.dial(body)
+        return await _follow(calls, call_id, stops, _Progress(is_quiet))
+
+
+@contextlib.asynccontextmanager
+async def _own_calls(body: schema.Dial, config: Config) -> "Any":
+    if body.trunk and body.trunk not in [trunk.name for trunk in config.trunk]:
+        raise ConfigError(
+            f"there is no trunk {body.trunk!r}; with no server running, --config FILE tells of trunks",
+            key="--trunk",
+        )
+    own = _config_for_one_call(config)
+    app = _make_app(own, http=False)
+    with LogWriter(own.log):
+        await app.start()
+        try:
+            yield _OwnCalls(app)
+        finally:
+            await app.stop()
+
+
+def _config_for_one_call(config: Config) -> Config:
+    """Listens at ports that the system chooses, and takes no call that comes in."""
+    listen = ["0.0.0.0:0"]
+    if ports.find_problem("udp", "::", 0) is None:
+        listen.append("[::]:0")
+    tls = config.sip.tls
+    sip = {"listen": tuple(listen), "tls": None if tls is None else tls.model_copy(update={"port": 0})}
+    # What goes on is shown by the command itself.
+    level = config.log.level if "level" in config.log.model_fields_set else "warning"
+    return config.model_copy(
+        update={
+            "sip": config.sip.model_copy(update=sip),
+            "rule": (),
+            "log": config.log.model_copy(update={"level": level}),
+        }
+    )
+
+
+async def _follow(
+    calls: _Dialer, call_id: str, stops: _Stops, progress: "_Progress"
+) -> tuple[schema.Call, bool]:
+    """Looks at the call until it has ended; a first stop hangs up, a second leaves."""
+    is_hung_up = False
+    while True:
+        call = await calls.get(call_id)
+        progress.show(call)
+        if call.state == "ended":
+            return call, False
+        if stops.asked.is_set() and not is_hung_up:
+            is_hung_up = True
+            with contextlib.suppress(LookupError):  # it ended by itself this moment
+                await calls.hangup(call_id)
+            continue
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(POLL_S):
+                await (stops.insisted if is_hung_up else stops.asked).wait()
+        if stops.insisted.is_set():
+            progress.end_line()
+            return call, True
+
+
+class _Progress:
+    """Shows a call: a line a change, and on a terminal one that moves."""
+
+    _STATES: Mapping[str, str] = {
+        "new": "calling",
+        "ringing": "ringing",
+        "early": "ringing, with sound",
+        "active": "answered",
+        "held": "held by the other side",
+    }
+
+    def __init__(self, is_quiet: bool) -> None:
+        self._is_quiet = is_quiet
+        self._is_terminal = sys.stdout.isatty()
+        self._state = ""
+        self._is_line_open = False
+
+    def show(self, call: schema.Call) -> None:
+        """Shows what is new in it."""
+        if self._is_quiet:
+            return
+        if call.state != self._state:
+            self.end_line()
+            typer.echo(self._describe(call))
+            sys.stdout.flush()
+            self._state = call.state
+        if self._is_terminal and call.state in ("active", "held"):
+            typer.echo(f"\r\x1b[K{_meter_line(call)}", nl=False)
+            sys.stdout.flush()
+            self._is_line_open = True
+
+    def end_line(self) -> None:
+        """Leaves the moving line as it is."""
+        if self._is_line_open:
+            typer.echo()
+            self._is_line_open = False
+
+    def _describe(self, call: schema.Call) -> str:
+        if call.state == "ended" and call.end is not None:
+            detail = _clean(call.end.detail) or call.end.kind.replace("_", " ")
+            return f"ended after {call.seconds:.1f} s by the {call.end.by}: {detail}"
+        if call.state == "new":
+            return f"calling {_clean(call.to)} (call {call.id})"
+        if call.state == "active" and self._state == "held":
+            return "resumed"
+        text = self._STATES.get(call.state, call.state)
+        return f"{text}, {call.codec}" if call.state == "active" else text
+
+
+def _meter_line(call: schema.Call) -> str:
+    minutes, seconds = divmod(int(call.seconds), 60)
+    return (
+        f"{minutes:>3}:{seconds:02}  from callee {_meter(call.capture_level_dbfs)}  "
+        f"to callee {_meter(call.playback_level_dbfs)}  loss {call.loss_percent:.1f} %  "
+        f"jitter {call.jitter_ms:.0f} ms  queued {call.capture_depth_ms:.0f} ms"
+    )
+
+
+def _meter(level_dbfs: float) -> str:
+    """A bar of ten steps of 6 dB, and the level."""
+    steps = max(0, min(10, round((level_dbfs + 60) / 6)))
+    number = f"{level_dbfs:4.0f} dB" if level_dbfs > -100 else " silent"
+    return f"{'█' * steps:·<10}{number}"
+
+
+# ---------------------------------------------------------------- calls of the running server
+
+
+@cli.command()
+def calls(api: ApiOption = None, as_json: JsonOption = False) -> None:
+    """Show the calls of the running server.
+
+    \b
+    sipbridge calls
+    sipbridge calls --json | jq '.calls[].id'
+    """
+    with _errors_shown():
+        found = asyncio.run(_ask(api, lambda client: client.list()))
+        if as_json:
+            _print_json(schema.Calls(calls=found))
+            return
+        rows = [
+            (
+                call.id,
+                call.direction,
+                call.from_,
+                call.to,
+                call.target,
+                call.state,
+                call.codec or "-",
+                f"{call.seconds:.0f} s",
+                f"{call.loss_percent:.1f} %",
+                f"{call.jitter_ms:.0f} ms",
+            )
+            for call in found
+        ]
+        headings = ("ID", "DIRECTION", "FROM", "TO", "TARGET", "STATE", "CODEC", "TIME", "LOSS", "JITTER")
+        typer.echo(_table(headings, rows) if rows else "no calls")
+
+
+@cli.command()
+def hangup(call_id: CallId, api: ApiOption = None) -> None:
+    """Hang up a call of the running server.
+
+    \b
+    sipbridge hangup 5f2c9e0a1b7d
+    """
+    with _errors_shown():
+        asyncio.run(_ask(api, lambda client: client.hangup(call_id)))
+
+
+@cli.command()
+def dtmf(
+    call_id: CallId,
+    digits: Annotated[str, typer.Argument(metavar="DIGITS", help="0-9, A-D, *, #; w waits half a second.")],
+    api: ApiOption = None,
+) -> None:
+    """Send DTMF digits into a call of the running server, to the telephone.
+
+    \b
+    sipbridge dtmf 5f2c9e0a1b7d 1w42#
+    """
+    with _errors_shown():
+        asyncio.run(_ask(api, lambda client: client.send_dtmf(call_id, digits)))
+
+
+@cli.command()
+def rooms(api: ApiOption = None, as_json: JsonOption = False) -> None:
+    """Show the rooms of the running server, and the calls in them."""
+    with _errors_shown():
+        found = asyncio.run(_ask(api, lambda client: client.rooms()))
+        if as_json:
+            _print_json(schema.Rooms(rooms=found))
+            return
+        rows = [(room.name, f"{room.rate_hz} Hz", " ".join(room.members)) for room in found]
+        typer.echo(_table(("ROOM", "RATE", "CALLS"), rows) if rows else "no rooms")
+
+
+@cli.command()
+def version(as_json: JsonOption = False) -> None:
+    """Show the version."""
+    if as_json:
+        _print_json({"sipbridge": __version__, "python": platform.python_version()})
+    else:
+        typer.echo(f"sipbridge {__version__} (Python {platform.python_version()})")
+
+
+def _open_api(config: Config, api: str | None) -> ApiClient:
+    return ApiClient(api or api_url(config.http.listen), find_token(config))
+
+
+async def _ask[T](api: str | None, question: Any) -> Any:
+    async with _open_api(load_config(None, os.environ), api) as client:
+        return await question(client)
+
+
+# ---------------------------------------------------------------- output
+
+
+def _print_json(value: Any) -> None:
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", by_alias=True)
+    typer.echo(json.dumps(value, indent=2))
+    sys.stdout.flush()
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cleaned = [headings, *([_clean(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cleaned) for column in range(len(headings))]
+    lines = (
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in cleaned
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _clean(text: str) -> str:
+    """What strangers wrote cannot steer the terminal."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
+def _note(text: str) -> None:
+    typer.echo(f"sipbridge: {_clean(text)}", err=True)
+
+
+@contextlib.contextmanager
+def _errors_shown() -> Iterator[None]:
+    """Errors that people can do something about end the command with a line for each."""
+    try:
+        yield
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except NoServerError as error:
+        _fail(f"{error}; `sipbridge serve` starts one, --api names another", 1)
+    except (SipbridgeError, LookupError) as error:
+        _fail(str(error.args[0] if isinstance(error, LookupError) and error.args else error), 1)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    for line in text.splitlines():
+        typer.echo(f"sipbridge: {_clean(line)}", err=True)
+    raise typer.Exit(code)
