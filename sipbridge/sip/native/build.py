@@ -144,7 +144,8 @@ def test_needs() -> list[Need]:
         Need("baresip", "baresip-core"),
         Need("tshark", "tshark"),
         Need("espeak-ng", "espeak-ng"),
-        Need("/usr/share/asterisk/sounds/en_US_f_Allison", "asterisk-core-sounds-en-wav"),
+        Need("/usr/share/asterisk/sounds/en_US_f_Allison/demo-congrats.wav", "asterisk-core-sounds-en-wav"),
+        Need("/usr/share/asterisk/sounds/en", "asterisk-core-sounds-en"),  # a link to the above
     ]
 
 
