@@ -33,7 +33,13 @@ class MakeAgent(Protocol):
 
 class MakeCall(Protocol):
     def __call__(
-        self, callee: str, codec: type[Codec] = Pcmu, *, host: str = "127.0.0.1", transport: str = "udp", **more: Any
+        self,
+        callee: str,
+        codec: type[Codec] = Pcmu,
+        *,
+        host: str = "127.0.0.1",
+        transport: str = "udp",
+        **more: Any,
     ) -> Call: ...
 
 
@@ -129,7 +135,12 @@ def call(agent: MakeAgent, rtp: MakePeer) -> Iterator[MakeCall]:
     calls: list[Call] = []
 
     def make(
-        callee: str, codec: type[Codec] = Pcmu, *, host: str = "127.0.0.1", transport: str = "udp", **more: Any
+        callee: str,
+        codec: type[Codec] = Pcmu,
+        *,
+        host: str = "127.0.0.1",
+        transport: str = "udp",
+        **more: Any,
     ) -> Call:
         options = {name: more.pop(name) for name in ("server", "user") if name in more}
         party = agent(host=host, transport=transport, **options)

@@ -69,9 +69,7 @@ def test_rfc4733_in(server: Server, sipp: RunSipp, rtp: MakePeer, caller_name: s
     assert audio.gaps_ms(heard, 8000) == []
 
 
-@pytest.mark.parametrize(
-    ("scenario", "digits"), [("uac_dtmf_info_relay", "5*#"), ("uac_dtmf_info", "7*0")]
-)
+@pytest.mark.parametrize(("scenario", "digits"), [("uac_dtmf_info_relay", "5*#"), ("uac_dtmf_info", "7*0")])
 def test_info_in(
     scenario: str, digits: str, server: Server, sipp: RunSipp, rtp: MakePeer, caller_name: str
 ) -> None:
@@ -158,9 +156,7 @@ def test_info_out_to_a_caller(server: Server, sipp: RunSipp, rtp: MakePeer, call
 def test_info_out_to_a_callee(server: Server, sipp: RunSipp, rtp: MakePeer) -> None:
     """Digits given with a dialled call go out by INFO once it is answered."""
     callee = sipp("uas_dtmf_info", rtp_port=rtp().port)
-    call_id = server.dial(
-        f"sip:callee@127.0.0.1:{callee.port}", "silence:", trunk="keys-by-info", dtmf="42"
-    )
+    call_id = server.dial(f"sip:callee@127.0.0.1:{callee.port}", "silence:", trunk="keys-by-info", dtmf="42")
     server.wait_state(call_id, "active")
     wait_until(lambda: callee.messages().count("INFO sip:") >= 2, 10.0, "both digits arrived")
     server.hang_up(call_id)

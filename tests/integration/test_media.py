@@ -23,7 +23,7 @@ def meet(call: MakeCall, *codecs: type[Codec]) -> list[Call]:
 
 @pytest.mark.parametrize("codec", [Pcmu, Pcma])
 def test_g711_passes_bit_for_bit(codec: type[Codec], server: Server, call: MakeCall) -> None:
-    """With one talker on a clean line, the octets that arrive are those that were sent, a second and more of them."""
+    """With one talker on a clean line a second of octets, and more, arrives as it was sent."""
     host = setup.A_LAW if codec is Pcma else setup.LINE
     room = f"room-bits-{codec.name}"
     talker, listener = call(room, codec, host=host), call(room, codec, host=host)
@@ -153,7 +153,7 @@ def test_a_steady_tone_has_neither_gap_nor_splice(server: Server, call: MakeCall
 
 
 def test_a_new_stream_of_the_caller_is_heard(server: Server, call: MakeCall) -> None:
-    """A caller that starts again with a new source, sequence and timestamp (a transfer in its PBX) goes on."""
+    """A caller that starts again with a new source, sequence and timestamp (as after a transfer) goes on."""
     party = call("echo")
     party.rtp.play(audio.tone(1000, 1.0), loop=True)
     party.rtp.listen(0.5)

@@ -45,7 +45,7 @@ def test_every_scenario_is_run() -> None:
 def test_call_is_answered_and_heard(
     scenario: str, transport: str, server: Server, sipp: RunSipp, rtp: MakePeer, caller_name: str
 ) -> None:
-    """The caller's speech comes back from the echo, the call is told of once, and ends by the caller's BYE."""
+    """The caller's speech comes back from the echo, and the call ends by the caller's BYE."""
     peer = rtp()
     peer.play(SPEECH)
     sipp(
@@ -107,7 +107,9 @@ def test_server_ends_the_call(
 def test_codec_change(server: Server, sipp: RunSipp, rtp: MakePeer, caller_name: str) -> None:
     """The same tone in PCMU, and after the re-INVITE in PCMA."""
     peer = rtp()
-    sipp("uac_codec_change", callee="tone1000", caller=caller_name, rtp_port=peer.port, duration_ms=1000).wait()
+    sipp(
+        "uac_codec_change", callee="tone1000", caller=caller_name, rtp_port=peer.port, duration_ms=1000
+    ).wait()
     for codec in (Pcmu(), Pcma()):
         payloads = [packet.payload for packet in peer.packets if packet.payload_type == codec.payload_type]
         heard = audio.steady_part(np.concatenate([codec.decode(payload) for payload in payloads]), 8000)
@@ -212,9 +214,7 @@ def test_trunk_is_full(server: Server, sipp: RunSipp, call: MakeCall) -> None:
     assert call("tone1000", host=setup.SMALL).hears_tone() == pytest.approx(1000, abs=2)
 
 
-def test_rtp_that_stops_ends_the_call(
-    server: Server, sipp: RunSipp, rtp: MakePeer, caller_name: str
-) -> None:
+def test_rtp_that_stops_ends_the_call(server: Server, sipp: RunSipp, rtp: MakePeer, caller_name: str) -> None:
     """After the media timeout the server hangs up."""
     peer = rtp()
     process = sipp("uac_server_hangs_up", callee="tone1000", caller=caller_name, rtp_port=peer.port)

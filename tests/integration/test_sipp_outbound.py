@@ -65,10 +65,8 @@ def test_callee_refuses(scenario: str, kind: str, code: int, server: Server, sip
     assert server.http.get(f"/v1/calls/{call_id}").json()["end"]["sip_code"] == code
 
 
-def test_early_media_of_the_callee(
-    server: Server, sipp: RunSipp, rtp: MakePeer, call: MakeCall
-) -> None:
-    """What the callee plays before it answers is heard in the room, and the room is heard by the callee after."""
+def test_early_media_of_the_callee(server: Server, sipp: RunSipp, rtp: MakePeer, call: MakeCall) -> None:
+    """What the callee plays before it answers is heard in the room; after that it hears the room."""
     party = call("room-early")
     party.rtp.play(audio.tone(440, 1.0), loop=True)
     peer = rtp()
@@ -115,15 +113,11 @@ def test_callee_answers_after_the_cancel(server: Server, sipp: RunSipp, rtp: Mak
     assert server.ended(call_id=call_id).kind == "no_answer"
 
 
-def test_moved_within_the_trunk(
-    server: Server, sipp: RunSipp, rtp: MakePeer, far_ports: list[int]
-) -> None:
+def test_moved_within_the_trunk(server: Server, sipp: RunSipp, rtp: MakePeer, far_ports: list[int]) -> None:
     """A 302 to a host of the same trunk is followed."""
     peer = rtp()
     there = sipp("uas_answer", rtp_port=peer.port, port=far_ports[2])
-    first = sipp(
-        "uas_moved", port=far_ports[0], keys={"moved_to": f"sip:elsewhere@127.0.0.1:{there.port}"}
-    )
+    first = sipp("uas_moved", port=far_ports[0], keys={"moved_to": f"sip:elsewhere@127.0.0.1:{there.port}"})
     call_id = server.dial("12345", "tone:1000", trunk="far")
     first.wait()
     assert tone_heard(peer) == pytest.approx(1000, abs=2)
@@ -146,7 +140,6 @@ def test_moved_to_a_stranger(server: Server, sipp: RunSipp, far_ports: list[int]
 def test_moved_in_a_circle(server: Server, far_ports: list[int]) -> None:
     """At most five redirections are followed."""
 
-
     with SipAgent(server.sip_address, port=far_ports[0]) as circle:
         call_id = server.dial("12345", "tone:1000", trunk="far")
         invites = 0
@@ -167,9 +160,7 @@ def test_moved_in_a_circle(server: Server, far_ports: list[int]) -> None:
     assert server.ended(call_id=call_id).kind == "unavailable"
 
 
-def test_next_server_after_503(
-    server: Server, sipp: RunSipp, rtp: MakePeer, far_ports: list[int]
-) -> None:
+def test_next_server_after_503(server: Server, sipp: RunSipp, rtp: MakePeer, far_ports: list[int]) -> None:
     """A server that is overloaded is passed over; the trunk's headers go along."""
     peer = rtp()
     first = sipp("uas_overloaded", port=far_ports[0])

@@ -14,7 +14,7 @@ from tests.support import audio, setup
 from tests.support.ports import free_port
 from tests.support.sdp import describe
 from tests.support.server import Server
-from tests.support.sip_agent import Message, Refused, SipAgent, digest
+from tests.support.sip_agent import Message, RefusedError, SipAgent, digest
 
 STRANGER = "127.0.0.66"
 LINE_ONLY: dict[str, Any] = {
@@ -136,7 +136,7 @@ def test_right_password(
 
 def test_right_password_from_a_wrong_address(server: Server, call: MakeCall) -> None:
     """The same user from elsewhere is not let in."""
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RefusedError) as refused:
         call("tone1000", host=STRANGER, credentials=setup.SECURE_USER)
     assert refused.value.status in (401, 403)
 
@@ -173,7 +173,7 @@ def test_wrong_user_looks_like_wrong_password(digest_server: Server, rtp: MakePe
     answers = []
     with SipAgent(digest_server.sip_address, host="127.0.0.69") as stranger:
         for name in (("secure-user", "wrong"), ("nobody", "wrong"), ("alice", "wrong")):
-            with pytest.raises(Refused) as refused:
+            with pytest.raises(RefusedError) as refused:
                 stranger.call("x", rtp(host="127.0.0.69"), credentials=name)
             answers.append(shape(refused.value.response))
     assert answers[0] == answers[1] == answers[2]
@@ -192,7 +192,7 @@ def test_replay_is_refused(digest_server: Server, rtp: MakePeer) -> None:
         uri = caller.uri("x")
         used = digest(challenge, "INVITE", uri, *setup.SECURE_USER)
         caller.call("x", peer, headers={"Authorization": used}).hang_up()
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(RefusedError) as refused:
             caller.call("x", peer, headers={"Authorization": used})
         assert refused.value.status == 401
         following = digest(challenge, "INVITE", uri, *setup.SECURE_USER, count=2)
@@ -206,7 +206,7 @@ def test_stolen_response_is_refused(digest_server: Server, rtp: MakePeer) -> Non
         SipAgent(digest_server.sip_address, host="127.0.0.72") as thief,
     ):
         overheard = digest(challenge_of(caller), "INVITE", caller.uri("x"), *setup.SECURE_USER)
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(RefusedError) as refused:
             thief.call("x", rtp(host="127.0.0.72"), headers={"Authorization": overheard})
         assert refused.value.status == 401
 
@@ -219,7 +219,7 @@ def test_foreign_nonce_is_stale(
     elsewhere = challenge_of(agent(host="127.0.0.73"))
     with SipAgent(digest_server.sip_address, host="127.0.0.73") as caller:
         old = digest(elsewhere, "INVITE", caller.uri("x"), *setup.SECURE_USER)
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(RefusedError) as refused:
             caller.call("x", peer, headers={"Authorization": old})
         assert refused.value.status == 401
         renewed = refused.value.response.get("www-authenticate")
@@ -286,7 +286,7 @@ def test_telephone_cannot_register_as_another(server: Server, agent: MakeAgent) 
 
 
 def test_audio_of_a_stranger_is_not_heard(server: Server, call: MakeCall, rtp: MakePeer) -> None:
-    """RTP sprayed at the server's port from an address outside the trunk is not heard and draws nothing out."""
+    """RTP from an address outside the trunk, sprayed at a call's port, is not heard and draws nothing out."""
     speaker, listener = call("room-bleed"), call("room-bleed")
     speaker.rtp.play(audio.tone(440, 1.0), loop=True)
     listener.rtp.listen(0.5)

@@ -22,7 +22,8 @@ def tone(hz: float, seconds: float, rate_hz: int = 8000, level_dbfs: float = -12
     """A sine; `level_dbfs` is that of its RMS, where a full-scale sine has -3 dBFS."""
     peak = _FULL_SCALE * 10 ** (level_dbfs / 20) * np.sqrt(2)
     time_s = np.arange(round(seconds * rate_hz)) / rate_hz
-    return np.round(peak * np.sin(2 * np.pi * hz * time_s)).astype(np.int16)
+    samples: Samples = np.round(peak * np.sin(2 * np.pi * hz * time_s)).astype(np.int16)
+    return samples
 
 
 def silence(seconds: float, rate_hz: int = 8000) -> Samples:
@@ -31,7 +32,7 @@ def silence(seconds: float, rate_hz: int = 8000) -> Samples:
 
 
 def speech(seconds: float, rate_hz: int = 8000, voice: int = 0) -> Samples:
-    """Recorded speech; two values of `voice` give different words. Loops when asked for more than is there."""
+    """Recorded speech; two values of `voice` give different words. It loops at its end."""
     parts = [read_wav(_SPEECH_DIRECTORY / name)[0] for name in _SPEECH_FILES]
     whole = np.concatenate(parts[voice:] + parts[:voice])
     # The first words start at once, so that a short piece is not mostly silence.
@@ -119,7 +120,7 @@ def gaps_ms(samples: Samples, rate_hz: int) -> list[tuple[float, float]]:
 
 
 def steady_part(samples: Samples, rate_hz: int, threshold_dbfs: float = -40.0) -> Samples:
-    """From the first to the last loud 10 ms frame: without the silence before and after, with all gaps within."""
+    """From the first to the last loud 10 ms frame: no silence before and after, all gaps within."""
     levels = frame_levels(samples, rate_hz)
     loud = np.flatnonzero(levels > _FULL_SCALE * 10 ** (threshold_dbfs / 20))
     size = round(rate_hz * 0.010)

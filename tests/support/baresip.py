@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tests.support.audio import read_wav
 from tests.support.codecs import Samples
@@ -21,7 +21,7 @@ _MODULES = Path("/usr/lib/baresip/modules")
 
 
 class Baresip:
-    """One telephone: `user` at `host`, speaking from a WAV file of 16 bits, which has to outlast the calls."""
+    """One telephone: `user` at `host`, speaking from a WAV file that has to outlast the calls."""
 
     def __init__(
         self,
@@ -78,10 +78,12 @@ class Baresip:
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
-        self._control = wait_until(lambda: self._connect(control), 10.0, "baresip's control port is open")
+        self._control: socket.socket = wait_until(
+            lambda: self._connect(control), 10.0, "baresip's control port is open"
+        )
         self._unread = b""
 
-    def _connect(self, port: int) -> socket.socket | None:
+    def _connect(self, port: int) -> Any:
         assert self.process.poll() is None, self.log()
         try:
             return socket.create_connection(("127.0.0.1", port), 1.0)

@@ -8,6 +8,7 @@ system's libopus.
 import abc
 import ctypes
 import ctypes.util
+import importlib
 from typing import ClassVar
 
 import numpy as np
@@ -121,8 +122,7 @@ class G722(Codec):
     rtpmap = "G722/8000"
 
     def __init__(self) -> None:
-        import G722 as g722
-
+        g722 = importlib.import_module("G722")
         self._encoder = g722.G722(16_000, 64_000)
         self._decoder = g722.G722(16_000, 64_000)
 
@@ -155,9 +155,7 @@ class Opus(Codec):
             self._lib.opus_encoder_create(self.rate_hz, 1, self._VOIP, ctypes.byref(error))
         )
         assert error.value == 0, f"opus_encoder_create: {error.value}"
-        self._decoder = ctypes.c_void_p(
-            self._lib.opus_decoder_create(self.rate_hz, 1, ctypes.byref(error))
-        )
+        self._decoder = ctypes.c_void_p(self._lib.opus_decoder_create(self.rate_hz, 1, ctypes.byref(error)))
         assert error.value == 0, f"opus_decoder_create: {error.value}"
 
     def encode(self, samples: Samples) -> bytes:

@@ -7,8 +7,8 @@ import socket
 
 _FIRST = 10_000
 _LAST = 32_000
-# Each process walks from a place of its own, so that two runs on one machine seldom meet; a port given out once
-# is not given out again before the walk has come round.
+# Each process walks from a place of its own, so that two runs on one machine seldom meet; a port given
+# out once is not given out again before the walk has come round.
 _position = random.Random(os.getpid()).randrange(_FIRST, _LAST)
 
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """An RTP party of our own: it sends what it is given every 20 ms and keeps what arrives.
 
-        play(samples) ─► codec ─► queue ─┐                       ┌─► packets ─► heard(), digits()
-        send_dtmf("1") ────────► events ─┴─► one packet a slot    │
-                                             ▼                    │
-                                        UDP socket ◄──────────────┘      one RtpLoop thread for all peers
+play(samples) ─► codec ─► queue ─┐                       ┌─► packets ─► heard(), digits()
+send_dtmf("1") ────────► events ─┴─► one packet a slot    │
+                                     ▼                    │
+                                UDP socket ◄──────────────┘      one RtpLoop thread for all peers
 """
 
+import contextlib
 import dataclasses
 import heapq
 import itertools
@@ -163,7 +164,7 @@ class RtpPeer:
         self._loop = loop
         loop.add(self)
 
-    # Sending -------------------------------------------------------------------------------------------------
+    # Sending --------------------------------------------------------------------------------------
 
     def play(self, samples: Samples, *, loop: bool = False) -> None:
         """Queue int16 samples at the codec's rate; a rest shorter than 20 ms is filled up with silence."""
@@ -257,13 +258,11 @@ class RtpPeer:
         self.sequence = (self.sequence + 1) & 0xFFFF
         self.sent += 1
         assert self.remote is not None
-        try:
+        # When the far side's port is closed: what counts is what arrives, and that will be missed.
+        with contextlib.suppress(OSError):
             self.socket.sendto(header + payload, self.remote)
-        except OSError:
-            # The far side's port is closed; what counts is what arrives, and that will be missed.
-            pass
 
-    # Receiving -----------------------------------------------------------------------------------------------
+    # Receiving ------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
         """On the loop's thread, when the socket is readable."""
@@ -396,7 +395,7 @@ class RtpPeer:
         assert "".join(digit.digit for digit in found) == digits, f"{found}"
         return found
 
-    # Life ----------------------------------------------------------------------------------------------------
+    # Life -----------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Free the ports; what was heard stays readable."""

@@ -68,11 +68,11 @@ class Server:
         sip_port: int | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Starts it and waits until it is ready; what `config` leaves out of listening addresses is filled in."""
+        """Starts it and waits until it is ready; listening addresses are filled in where `config` has none."""
         self.directory = directory
         self.sip_port = sip_port or free_port()
         self.http_port = free_port()
-        tables: dict[str, Any] = {name: value for name, value in (config or {}).items()}
+        tables: dict[str, Any] = dict(config or {})
         first = free_udp_range(RTP_PORTS)
         sip = {"listen": [f"127.0.0.1:{self.sip_port}"], "rtp_ports": [first, first + RTP_PORTS - 1]}
         tables["sip"] = {**sip, **tables.get("sip", {})}
@@ -144,7 +144,7 @@ class Server:
         with self._changed:
             return "\n".join(self._lines[-count:])
 
-    # What happened -------------------------------------------------------------------------------------------
+    # What happened --------------------------------------------------------------------------------
 
     def events(self, name: str = "", **fields: Any) -> list[dict[str, Any]]:
         """Events of the log so far, in order, with this name and these fields (`from_` stands for "from")."""
@@ -180,7 +180,7 @@ class Server:
             self._changed.wait_for(lambda: len(self.digits(call_id)) >= len(digits), timeout_s)
         assert self.digits(call_id) == digits, self.tail()
 
-    # The API -------------------------------------------------------------------------------------------------
+    # The API --------------------------------------------------------------------------------------
 
     def calls(self) -> list[dict[str, Any]]:
         response = self.http.get("/v1/calls")
@@ -190,7 +190,9 @@ class Server:
     def call_of(self, caller: str) -> dict[str, Any]:
         """The running call from this user."""
         return wait_until(
-            lambda: next((call for call in self.calls() if caller in call["from"]), None), 5.0, f"a call of {caller}"
+            lambda: next((call for call in self.calls() if caller in call["from"]), {}),
+            5.0,
+            f"a call of {caller}",
         )
 
     def dial(self, to: str, target: str, **more: Any) -> str:
@@ -249,7 +251,7 @@ class Server:
             error.add_note(f"counters: {self.counters()}\n{self.tail(15)}")
             raise
 
-    # Its end -------------------------------------------------------------------------------------------------
+    # Its end --------------------------------------------------------------------------------------
 
     def terminate(self) -> None:
         """SIGTERM, without waiting."""

@@ -51,7 +51,10 @@ def shared_config(sip_port: int, far_ports: list[int], play: Path) -> dict[str, 
             {"name": "bob", "kind": "phone", "auth": user(BOB)},
             {
                 "name": "far",
-                "outbound": {"servers": [f"127.0.0.1:{port}" for port in far_ports[:2]], "auth": user(FAR_USER)},
+                "outbound": {
+                    "servers": [f"127.0.0.1:{port}" for port in far_ports[:2]],
+                    "auth": user(FAR_USER),
+                },
                 "headers": {"X-Customer": "4711"},
             },
             {

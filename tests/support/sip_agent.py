@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A scripted SIP party for what SIPp does not do: odd messages, silence, replays, one step at a time.
 
-Nothing happens by itself: each message is sent and awaited by the test. Sockets are blocking, on the caller's thread.
+Nothing happens by itself: each message is sent and awaited by the test, with blocking sockets.
 """
 
 import dataclasses
@@ -22,7 +22,15 @@ from tests.support.rtp import RtpPeer
 from tests.support.sdp import Description, describe
 
 _tags = itertools.count(random.getrandbits(24))
-_COMPACT = {"v": "via", "f": "from", "t": "to", "i": "call-id", "m": "contact", "l": "content-length", "c": "content-type"}
+_COMPACT = {
+    "v": "via",
+    "f": "from",
+    "t": "to",
+    "i": "call-id",
+    "m": "contact",
+    "l": "content-length",
+    "c": "content-type",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Message:
         return Description.parse(self.body)
 
 
-class Refused(AssertionError):
+class RefusedError(AssertionError):
     """A final response of 300 or more where a call was wanted."""
 
     def __init__(self, response: Message) -> None:
@@ -90,7 +98,9 @@ def digest(
     cnonce: str = "0a4f113b",
 ) -> str:
     """The value of an Authorization header that answers `challenge` (RFC 8760; qop=auth where offered)."""
-    fields = {key.lower(): value.strip('"') for key, value in re.findall(r'(\w+)=("[^"]*"|[^\s,]+)', challenge)}
+    fields = {
+        key.lower(): value.strip('"') for key, value in re.findall(r'(\w+)=("[^"]*"|[^\s,]+)', challenge)
+    }
     algorithm = fields.get("algorithm", "MD5")
     make = hashlib.sha256 if algorithm.upper().startswith("SHA-256") else hashlib.md5
 
@@ -143,10 +153,11 @@ class SipAgent:
             self._socket.bind((host, port or free_port()))
             self._socket.connect(server)
         self.port: int = self._socket.getsockname()[1]
+        self._sent_by = f"SIP/2.0/{transport.upper()} {self._literal}:{self.port}"
         self._unread = b""  # of a TCP stream
         self.log: list[str] = []
 
-    # Sending -------------------------------------------------------------------------------------------------
+    # Sending --------------------------------------------------------------------------------------
 
     @property
     def contact(self) -> str:
@@ -159,7 +170,7 @@ class SipAgent:
         return f"sip:{user}@{host}:{self.server[1]}" if user else f"sip:{host}:{self.server[1]}"
 
     def via(self) -> str:
-        return f"SIP/2.0/{self.transport.upper()} {self._literal}:{self.port};rport;branch=z9hG4bK{uuid.uuid4().hex}"
+        return f"{self._sent_by};rport;branch=z9hG4bK{uuid.uuid4().hex}"
 
     def send(self, message: str | bytes) -> None:
         data = message.encode() if isinstance(message, str) else message
@@ -231,7 +242,7 @@ class SipAgent:
         ]
         self.send("\r\n".join([*lines, "", body]))
 
-    # Receiving -----------------------------------------------------------------------------------------------
+    # Receiving ------------------------------------------------------------------------------------
 
     def _read(self, timeout_s: float) -> bytes:
         self._socket.settimeout(max(timeout_s, 0.001))
@@ -305,7 +316,7 @@ class SipAgent:
             if not message.status and message.method == method:
                 return message
 
-    # Calls ---------------------------------------------------------------------------------------------------
+    # Calls ----------------------------------------------------------------------------------------
 
     def options(self, user: str = "", timeout_s: float = 5.0) -> Message:
         """Send OPTIONS; the answer."""
@@ -323,7 +334,7 @@ class SipAgent:
         credentials: tuple[str, str] | None = None,
         timeout_s: float = 10.0,
     ) -> "Dialog":
-        """INVITE, digest where asked and given, ACK. Raises Refused for anything but a 2xx.
+        """INVITE, digest where asked and given, ACK. Raises RefusedError for anything but a 2xx.
 
         The offer has `codecs`, or that of `rtp` alone; `sdp` takes its place ("" for none).
         """
@@ -348,7 +359,7 @@ class SipAgent:
                 )
             )
             if answer.status != 401 or credentials is None or "Authorization" in extra:
-                raise Refused(answer)
+                raise RefusedError(answer)
             extra["Authorization"] = digest(answer.get("www-authenticate"), "INVITE", uri, *credentials)
             cseq += 1
         dialog = Dialog(self, call_id, from_, answer.get("to"), answer.contact_uri, cseq)
@@ -365,7 +376,12 @@ class SipAgent:
         self.respond(invite, status, "OK", tag=tag, body=describe(rtp) if sdp is None else sdp)
         ack = self.wait_request("ACK")
         dialog = Dialog(
-            self, invite.get("call-id"), f"{invite.get('to')};tag={tag}", invite.get("from"), invite.contact_uri, 1
+            self,
+            invite.get("call-id"),
+            f"{invite.get('to')};tag={tag}",
+            invite.get("from"),
+            invite.contact_uri,
+            1,
         )
         if not invite.body:
             rtp.remote = (ack.sdp.address, ack.sdp.port)

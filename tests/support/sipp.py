@@ -46,7 +46,7 @@ class Sipp:
         injection: Sequence[Sequence[str]] = (),
         timeout_s: int = 30,
     ) -> None:
-        """Starts `scenario` (a name in tests/sipp_scenarios, without .xml); with `remote` it calls, else waits."""
+        """Starts `scenario`, a name in tests/sipp_scenarios; with `remote` it calls, else it waits."""
         program = shutil.which("sipp")
         assert program, "sipp is not installed (Debian: sip-tester)"
         self.scenario = scenario
@@ -60,8 +60,27 @@ class Sipp:
         if remote is not None:
             remote_host = f"[{remote[0]}]" if ":" in remote[0] else remote[0]
             command.append(f"{remote_host}:{remote[1]}")
-        command += ["-sf", str(SCENARIOS / f"{scenario}.xml"), "-i", literal, "-bind_local", "-p", str(self.port)]
-        command += ["-mi", literal, "-t", transport, "-m", str(calls), "-r", f"{rate:g}", "-l", str(max(calls, 1))]
+        command += [
+            "-sf",
+            str(SCENARIOS / f"{scenario}.xml"),
+            "-i",
+            literal,
+            "-bind_local",
+            "-p",
+            str(self.port),
+        ]
+        command += [
+            "-mi",
+            literal,
+            "-t",
+            transport,
+            "-m",
+            str(calls),
+            "-r",
+            f"{rate:g}",
+            "-l",
+            str(max(calls, 1)),
+        ]
         command += ["-d", str(duration_ms), "-timeout", f"{timeout_s}s", "-timeout_error", "-nostdin"]
         command += ["-key", "rtp_port", str(rtp_port), "-key", "caller", caller, "-key", "callee", callee]
         for name, value in (keys or {}).items():

@@ -70,7 +70,7 @@ def test_splice_is_a_phase_jump() -> None:
 
 
 def test_correlation_of_a_delayed_copy() -> None:
-    """Speech that comes back 0.25 s later, softer and with some noise, is recognised and its delay measured."""
+    """Speech that comes back later, softer and with some noise is recognised, and its delay measured."""
     sent = audio.speech(3.0)
     rng = np.random.default_rng(2)
     heard = np.concatenate((audio.silence(0.25), sent // 2, audio.silence(0.5)))

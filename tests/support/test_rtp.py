@@ -39,8 +39,7 @@ def test_what_one_plays_the_other_hears(kind: type[Codec], pair: Callable[[type[
     a.play(sent)
     a.wait_played()
     b.wait_packets(2)
-    delay_s, correlation = audio.align_and_correlate(sent, b.heard(), b.codec.rate_hz)
-    assert correlation > 0.9
+    assert audio.align_and_correlate(sent, b.heard(), b.codec.rate_hz)[1] > 0.9
     assert b.remote == (a.host, a.port)
     assert b.lost() == 0
 

@@ -10,7 +10,7 @@ from tests.support import audio
 from tests.support.codecs import G722, Pcma, Pcmu
 from tests.support.rtp import RtpLoop, RtpPeer
 from tests.support.sdp import Description, describe
-from tests.support.sip_agent import Message, Refused, SipAgent, digest
+from tests.support.sip_agent import Message, RefusedError, SipAgent, digest
 
 
 @pytest.fixture
@@ -51,7 +51,8 @@ def test_digest_sha256() -> None:
 def test_parse_message() -> None:
     """Compact and folded headers, and the body."""
     message = Message.parse(
-        b"SIP/2.0 180 Ringing\r\nv: SIP/2.0/UDP a;branch=1\r\nCSeq: 7 INVITE\r\nSubject: one\r\n two\r\nl: 2\r\n\r\nhi"
+        b"SIP/2.0 180 Ringing\r\nv: SIP/2.0/UDP a;branch=1\r\nCSeq: 7 INVITE\r\n"
+        b"Subject: one\r\n two\r\nl: 2\r\n\r\nhi"
     )
     assert (message.status, message.method, message.body) == (180, "INVITE", "hi")
     assert message.get("via") == "SIP/2.0/UDP a;branch=1"
@@ -112,7 +113,7 @@ def test_refusal_raises(rtp_loop: RtpLoop) -> None:
             return b.wait_request("ACK").method
 
         done = pool.submit(callee)
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(RefusedError) as refused:
             a.call("b", rtp)
         assert refused.value.status == 486
         assert done.result(10) == "ACK"
