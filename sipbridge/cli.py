@@ -269,19 +269,19 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
             )
         else:
             typer.echo(_check_report(config, settings, listeners, needed))
+        # A server of ours that has the port is what this one will replace.
         errors = [
-            ConfigError(
-                str(item["problem"]), file=config, table=_TABLES[str(item["transport"])], key="listen"
-            )
+            _listen_error(config, str(item["transport"]), str(item["problem"]))
             for item in listeners
-            # A server of ours that has the port is what this one will replace.
             if item["problem"] and " in use by sipbridge " not in str(item["problem"])
         ]
         if errors:
             raise ConfigFileError(errors)
 
 
-_TABLES = {"udp": "sip", "tcp": "sip", "tls": "sip", "http": "http"}
+def _listen_error(file: Path | None, transport: str, problem: str) -> ConfigError:
+    table, key = {"tls": ("sip.tls", "port"), "http": ("http", "listen")}.get(transport, ("sip", "listen"))
+    return ConfigError(problem, file=file, table=table, key=key)
 
 
 def _listeners(config: Config) -> Iterator[tuple[str, str, int]]:

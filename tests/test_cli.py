@@ -24,7 +24,7 @@ from typer.testing import CliRunner, Result
 from sipbridge import cli
 from sipbridge.calls import RoomView
 from sipbridge.client import ApiClient
-from sipbridge.config import Config
+from sipbridge.config import Config, load_config
 from sipbridge.errors import CallError, ConfigError, EndKind, EndReason, Party
 from sipbridge.http.api import create_api
 from sipbridge.http.token import read_or_make_token, token_path
@@ -432,6 +432,68 @@ def test_serve_that_cannot_listen_is_2_with_its_place(tmp_path: Path) -> None:
     assert (
         result.stderr == f"sipbridge: {file}: [sip] listen: port 5060/udp is in use by asterisk (pid 812)\n"
     )
+
+
+PHONE = """
+[[trunk]]
+name = "alice"
+kind = "phone"
+allowed_addresses = "127.0.0.0/8"
+auth = { username = "alice", password = "hidden" }
+[[rule]]
+name = "rooms"
+target = "local:{callee}"
+"""
+CARRIER = """
+[[trunk]]
+name = "carrier"
+outbound = { servers = "sip.example.com" }
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "listening", "says", "says_not"),
+    [
+        ("", "udp 0.0.0.0:5060", ["dial sip:demo@127.0.0.1:5060 --play"], ["NUMBER", "registers"]),
+        ("", "tcp [::]:5062", ["dial 'sip:demo@[::1]:5062;transport=tcp' --play"], []),
+        ("", "udp 192.0.2.1:5060", [], ["sip:demo"]),  # calls come from there, and only loopback is let in
+        (PHONE, "udp 127.0.0.1:5060", ["registers as alice at 127.0.0.1:5060 (UDP)", "dial alice"], ["demo"]),
+        (CARRIER, "udp 0.0.0.0:5060", ["dial NUMBER --trunk carrier"], ["demo", "registers"]),
+    ],
+    ids=["default", "tcp", "address", "phone", "carrier"],
+)
+def test_first_call_is_one_that_this_configuration_lets_in(
+    text: str, listening: str, says: list[str], says_not: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "sipbridge.toml"
+    file.write_text(text, encoding="utf-8")
+    lines = "\n".join(cli._first_call(load_config(file, {}), [listening, "http 127.0.0.1:8080"]))
+    assert all(part in lines for part in says)
+    assert not any(part in lines for part in says_not)
+    assert "hidden" not in lines
+
+
+@pytest.mark.parametrize(
+    ("limits", "raised"),
+    [
+        ((1024, 4096), [(1056, 4096)]),
+        ((1024, 1024), [(1024, 1024)]),
+        ((1024, -1), [(1056, -1)]),
+        ((2048, 4096), []),
+    ],
+)
+def test_limit_of_open_files_is_raised_as_far_as_allowed(
+    limits: tuple[int, int],
+    raised: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr("resource.getrlimit", lambda _: limits)
+    monkeypatch.setattr("resource.setrlimit", lambda _, pair: seen.append(pair))
+    cli._raise_open_files(1056)
+    assert seen == raised
+    assert ("LimitNOFILE=1056" in capsys.readouterr().err) == (limits == (1024, 1024))
 
 
 # A process of its own, because signals are its matter.
