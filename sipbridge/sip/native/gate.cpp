@@ -88,6 +88,10 @@ std::string Gate::configure(const GatePolicy& policy, const std::vector<GateTrun
     if (trunk.phone && trunk.username.empty()) return "trunk " + trunk.name + ": a phone needs a user";
     networks.push_back(std::move(own));
   }
+  DigestAlgorithm known;
+  for (const std::string& name : policy.algorithms)
+    if (name.empty() || !digestAlgorithm(name, known)) return "algorithms: not known: " + name;
+  if (policy.algorithms.empty()) return "algorithms: none";
   if (policy.realm.empty() || hasControl(policy.realm)) return "realm: not printable";
   std::lock_guard<std::mutex> lock(mutex_);
   policy_ = policy;
@@ -322,8 +326,8 @@ GateVerdict Gate::challenge(const GateRequest& request, bool stale, double now_s
   ++stats_.challenged;
   GateVerdict verdict = refuse(401);
   const std::string nonce = mint_.issue(now_s, request.address);
-  // The stronger first (RFC 8760 2.3).
-  for (const char* algorithm : {"SHA-256", "MD5"})
+  // A client takes the first that it knows (RFC 8760 2.4), or, when it is old, the first there is.
+  for (const std::string& algorithm : policy_.algorithms)
     verdict.headers.emplace_back("WWW-Authenticate",
                                  "Digest realm=" + quoted(policy_.realm) + ", nonce=\"" + nonce + "\", algorithm=" +
                                      algorithm + ", qop=\"auth\"" + (stale ? ", stale=true" : ""));

@@ -41,6 +41,7 @@ struct GatePolicy {
   int banAfter = 10;              // wrong passwords of one source ...
   int banSeconds = 300;           // ... within this time shut it out for this time
   std::string realm = "sipbridge";
+  std::vector<std::string> algorithms{"SHA-256", "MD5"};  // of the challenges, in this order; see gate.cpp
   int retryAfterSeconds = 10;     // what a 503 says
   int nonceSeconds = 300;         // how long a nonce serves
   int minExpiresSeconds = 60;     // of a registration

@@ -101,9 +101,9 @@ bool isKnown(pjsip_rx_data* rdata) {
 }
 
 // The dialog keeps which connection its call was last heard on, for connectionLost(). Never dereferenced.
-void noteConnection(const pjsip_rx_data* rdata, const pj_str_t& localTag, const pj_str_t& remoteTag, int module) {
+void noteConnection(const pjsip_rx_data* rdata, const pj_str_t& localTag, const pj_str_t& remoteTag) {
   pjsip_dialog* dialog = pjsip_ua_find_dialog(&rdata->msg_info.cid->id, &localTag, &remoteTag, PJ_FALSE);
-  if (dialog) dialog->mod_data[module] = isStream(rdata->tp_info.transport) ? rdata->tp_info.transport : nullptr;
+  if (dialog) dialog->mod_data[g_requests.id] = isStream(rdata->tp_info.transport) ? rdata->tp_info.transport : nullptr;
 }
 
 std::string contentType(const pjsip_ctype_hdr* header) {
@@ -269,11 +269,11 @@ pj_bool_t onRequest(pjsip_rx_data* rdata) {
   const GateVerdict verdict = g_gate->judge(request);
   switch (verdict.action) {
     case GateVerdict::Action::PassWithoutBody:
+      if (rdata->msg_info.msg->body) g_gate->cutCall(request.callId, verdict.phrase);
       rdata->msg_info.msg->body = nullptr;
       [[fallthrough]];
     case GateVerdict::Action::Pass:
-      if (request.toTag)
-        noteConnection(rdata, rdata->msg_info.to->tag, rdata->msg_info.from->tag, g_requests.id);
+      if (request.toTag) noteConnection(rdata, rdata->msg_info.to->tag, rdata->msg_info.from->tag);
       return PJ_FALSE;
     case GateVerdict::Action::Answer:
       PJ_LOG(4, (THIS_FILE, "%s from %s:%d refused: %d %s", request.methodName.c_str(), request.address.c_str(),
@@ -302,7 +302,7 @@ pj_bool_t onResponse(pjsip_rx_data* rdata) {
     rdata->msg_info.msg->body = nullptr;
   }
   if (rdata->msg_info.cseq->method.id == PJSIP_INVITE_METHOD)
-    noteConnection(rdata, rdata->msg_info.from->tag, rdata->msg_info.to->tag, g_requests.id);
+    noteConnection(rdata, rdata->msg_info.from->tag, rdata->msg_info.to->tag);
   return PJ_FALSE;
 }
 
@@ -313,13 +313,18 @@ void connectionLost(pjsip_transport* transport) {
     if (!invite || !invite->dlg) continue;
     const bool heardHere = invite->dlg->mod_data[g_requests.id] == transport ||
                            (invite->invite_tsx && invite->invite_tsx->transport == transport);
-    if (heardHere) g_gate->cutCall(copy(invite->dlg->call_id->id), "a SIP message of more than " +
-                                   std::to_string(PJSIP_MAX_PKT_LEN) + " bytes closed the connection");
+    if (heardHere)
+      g_gate->cutCall(copy(invite->dlg->call_id->id),
+                      "a SIP message of more than " + std::to_string(PJSIP_MAX_PKT_LEN) + " bytes closed the connection");
   }
   pjsip_transport_shutdown2(transport, PJ_TRUE);
+  // pjsip closes a connection only when the last transaction on it is gone, half a minute from now.
+  if (!(transport->flag & PJSIP_TRANSPORT_SECURE))
+    pj_sock_shutdown(pjsip_tcp_transport_get_socket(transport), PJ_SD_BOTH);
 }
 
 void onDropped(pjsip_tp_dropped_data* data) {
+  if (data->tp->is_shutdown) return;  // the rest of what was dropped before
   const bool stream = isStream(data->tp);
   const bool tooLong = stream ? data->status == PJSIP_ERXOVERFLOW : data->len >= PJSIP_MAX_PKT_LEN;
   if (tooLong) {

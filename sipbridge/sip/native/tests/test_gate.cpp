@@ -195,6 +195,21 @@ void badArgumentsAreNamed() {
   World w;
   w.trunk("phone", {}, "", "", true);
   CHECK(!w.gate.configure(w.policy, w.trunks).empty());
+  for (const std::vector<std::string>& algorithms : {std::vector<std::string>{}, {"SHA-1"}, {""}}) {
+    World other;
+    other.policy.algorithms = algorithms;
+    CHECK(!other.gate.configure(other.policy, other.trunks).empty());
+  }
+}
+
+void theOrderOfChallengesIsThePolicys() {
+  World w;
+  w.trunk("carrier", {}, "alice", "secret");
+  w.policy.algorithms = {"MD5"};
+  w.start();
+  const GateVerdict verdict = w.gate.judge(w.request(Method::Invite, "198.51.100.1"));
+  CHECK(verdict.headers.size() == 1);
+  CHECK(contains(header(verdict, "WWW-Authenticate"), "algorithm=MD5"));
 }
 
 void aUserProvesItself() {
@@ -682,6 +697,7 @@ int main() {
   strangersHear403WhenAskedFor();
   theLongestPrefixIsTheTrunk();
   badArgumentsAreNamed();
+  theOrderOfChallengesIsThePolicys();
   aUserProvesItself();
   wrongUserAndWrongPasswordLookAlike();
   addressesAndUserAreBothAsked();
