@@ -229,7 +229,7 @@ def run(
 ) -> str:
     """Runs a command and returns its output, which is also kept in a log.
 
-    Raises BuildError with the log's name and its last lines when the command fails.
+    Raises BuildError with the log's name, its first errors and its last lines when the command fails.
     """
     log = cache_dir() / "logs" / f"{log_name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -250,8 +250,11 @@ def run(
         output.seek(start)
         text = output.read()
     if code != 0:
-        tail = "\n".join(text.splitlines()[-20:])
-        raise BuildError(f"{purpose} failed (exit {code}). The last lines of {log}:\n{tail}")
+        lines = text.splitlines()
+        # A compiler's first error is the one that matters, and its notes may fill the end.
+        first = [line for line in lines[:-20] if re.search(r"\berror\b:", line)][:3]
+        shown = "\n".join([*first, *lines[-20:]])
+        raise BuildError(f"{purpose} failed (exit {code}). The last lines of {log}:\n{shown}")
     return text
 
 
