@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # loading it loads the SIP engine, which most commands have n
     from sipbridge.app import App
 
 POLL_S = 0.25  # how often a dial looks at its call
+SETUP_POLL_S = 0.05  # until the answer: some let it ring for the blink of an eye
 PLAY_TAIL_S = 0.5  # from the end of the played file to the hang-up
 
 cli = typer.Typer(
@@ -586,7 +587,7 @@ async def _follow(
                 await calls.hangup(call_id)
             continue
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(POLL_S):
+            async with asyncio.timeout(POLL_S if call.state in ("active", "held") else SETUP_POLL_S):
                 await (stops.insisted if is_hung_up else stops.asked).wait()
         if stops.insisted.is_set():
             progress.end_line()

@@ -71,6 +71,7 @@ def _clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("SIPBRIDGE_HTTP__LISTEN", f"127.0.0.1:{free_port()}")
     monkeypatch.setattr(cli, "POLL_S", 0.001)
+    monkeypatch.setattr(cli, "SETUP_POLL_S", 0.001)
     monkeypatch.setattr(cli, "_make_app", FakeApp)
     yield
     FakeApp.made = []
