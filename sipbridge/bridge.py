@@ -34,6 +34,7 @@ from sipbridge.events import (
     CallResumed,
     CallRinging,
     CallStarted,
+    Direction,
     DtmfMethod,
 )
 from sipbridge.log import get_logger
@@ -75,6 +76,10 @@ class Bridge:
         context: RtcContext,
         *,
         call_id: str,
+        direction: Direction,
+        from_: str,
+        to: str,
+        trunk: str,
         target: str,
         rule: str = "",
         max_duration_s: float = 0.0,
@@ -83,10 +88,15 @@ class Bridge:
         ended: Callable[["Bridge"], None],
     ) -> None:
         self.id = call_id
+        self.direction: Direction = direction
+        self.from_ = from_
+        self.to = to
+        self.trunk = trunk
         self.target = target
         self.rule = rule
-        self.leg: CallLeg
+        self.leg: CallLeg | None = None  # until a call that is made has found whom to dial
         self.end: EndReason | None = None
+        self.duration_s = 0.0  # from the answer to the end
         self.last_stats = LegStats()
         self.log = get_logger(__name__, call_id=call_id)
         self.on_answered: Callable[[], None] = lambda: None
@@ -101,6 +111,17 @@ class Bridge:
         self._held = False
         self._timers: list[asyncio.TimerHandle] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        emit(
+            CallStarted(
+                call_id=call_id,
+                direction=direction,
+                from_=from_,
+                to=to,
+                trunk=trunk,
+                rule=rule,
+                target=target,
+            )
+        )
 
     # --- the two ways in
 
@@ -125,55 +146,27 @@ class Bridge:
         else:
             await asyncio.sleep(ring_s)
             await self._join()
-        if self.end is None:
+        if self.end is None and self.leg is not None:
             self.leg.answer()
 
     def follow(self, leg: CallLeg, ring_s: float) -> None:
         """A call that we dial: it is joined to its channel as soon as it has audio."""
         self._adopt(leg)
+        if self.end is not None:
+            leg.hangup(self.end)
         self._after(ring_s, self._ring_timeout)
 
     def _ring_timeout(self) -> None:
         if not self.answered.is_set():
             self.hangup(EndReason(EndKind.NO_ANSWER, "not answered in time", Party.BRIDGE, 408))
 
-    def failed(self, reason: EndReason, *, from_: str, to: str, trunk: str) -> None:
+    def failed(self, reason: EndReason) -> None:
         """A call that never had a leg: nobody could be dialled."""
-        self.end = reason
-        self._emit(
-            CallEnded(
-                call_id=self.id,
-                reason=reason,
-                direction="outbound",
-                from_=from_,
-                to=to,
-                trunk=trunk,
-                rule=self.rule,
-                target=self.target,
-            )
-        )
-        self.answered.set()
-        self.over.set()
-        self._ended(self)
+        self._finish(self.end or reason, LegStats())
 
     def _adopt(self, leg: CallLeg) -> None:
         self.leg = leg
         leg.listener = self
-        self._emit(
-            CallStarted(
-                call_id=self.id,
-                direction=leg.direction,
-                from_=leg.caller,
-                to=leg.callee,
-                trunk=self.trunk_name,
-                rule=self.rule,
-                target=self.target,
-            )
-        )
-
-    @property
-    def trunk_name(self) -> str:
-        return self.leg.trunk.name if self.leg.trunk is not None else ""
 
     # --- control
 
@@ -181,30 +174,33 @@ class Bridge:
         """Ends the call; its end is told once the leg is gone."""
         if self.end is None:
             self.end = reason
-            self.leg.hangup(reason)
+            if self.leg is not None:
+                self.leg.hangup(reason)
 
     async def send_digits(self, digits: str) -> None:
         """Keys pressed to the telephone; ValueError for one that is none."""
-        await self.leg.send_digits(digits)
+        if self.leg is not None:
+            await self.leg.send_digits(digits)
 
     # --- the channel
 
     async def _join(self) -> None:
-        if self._connection is not None or self.end is not None:
+        leg = self.leg
+        if leg is None or self._connection is not None or self.end is not None:
             return
         try:
             self._connection = make_connection(Target.parse(self.target), self._context)
             join = JoinRequest(
                 call_id=self.id,
-                direction=self.leg.direction,
-                caller=self.leg.caller,
-                callee=self.leg.callee,
-                trunk=self.trunk_name,
+                direction=self.direction,
+                caller=self.from_,
+                callee=self.to,
+                trunk=self.trunk,
                 rule=self.rule,
-                headers=self.leg.headers,
+                headers=leg.headers,
             )
             async with asyncio.timeout(JOIN_S):
-                await self._connection.connect(join, LegPlayback(self.leg), self)
+                await self._connection.connect(join, LegPlayback(leg), self)
         except RtcError as error:
             self.hangup(error.reason)
         except TimeoutError:
@@ -225,7 +221,7 @@ class Bridge:
         self._emit(
             CallDtmf(call_id=self.id, digit=digit, duration_ms=0, method="rfc4733", party=Party.CHANNEL)
         )
-        self._spawn(self.leg.send_digits(digit))
+        self._spawn(self.send_digits(digit))
 
     def message(self, topic: str, text: str) -> None:
         self._emit(CallMessage(call_id=self.id, topic=topic, text=text))
@@ -244,28 +240,33 @@ class Bridge:
             self._spawn(self._join())
 
     def leg_answered(self) -> None:
-        self._emit(CallAnswered(call_id=self.id, codec=self.leg.codec))
+        self._emit(CallAnswered(call_id=self.id, codec=self.leg.codec if self.leg is not None else ""))
         if self._max_duration_s > 0:
             self._after(self._max_duration_s, self._too_long)
-        if self.leg.direction == "outbound":
-            self._spawn(self._join())
         self.answered.set()
+        if self.direction == "outbound":
+            self._spawn(self._start_talking())
+
+    async def _start_talking(self) -> None:
+        await self._join()
         self.on_answered()
 
     def _too_long(self) -> None:
         self.hangup(EndReason(EndKind.MAX_DURATION, f"the call has lasted {self._max_duration_s:g} s"))
 
     def leg_media(self) -> None:
-        held = self.leg.state is LegState.HELD
+        leg = self.leg
+        if leg is None:
+            return
+        held = leg.state is LegState.HELD
         if held != self._held:
             self._held = held
             # what a PBX plays to a held line is not for the channel
-            self._context.media.mute(self.leg.port.port_id, held)
+            self._context.media.mute(leg.port.port_id, held)
             self._emit(CallHeld(call_id=self.id) if held else CallResumed(call_id=self.id))
-        self._spawn(self._listen_for_inband_digits())
+        self._spawn(self._listen_for_inband_digits(leg))
 
-    async def _listen_for_inband_digits(self) -> None:
-        leg = self.leg
+    async def _listen_for_inband_digits(self, leg: CallLeg) -> None:
         wanted = leg.trunk.dtmf if leg.trunk is not None else "auto"
         events = await leg.endpoint.run(leg.hears_telephone_events)
         if wanted == "inband" or (wanted == "auto" and not events):
@@ -278,7 +279,7 @@ class Bridge:
             self._context.media.detect_digits(leg.port.port_id, None)
 
     def leg_digit(self, digit: str, duration_ms: int, method: DtmfMethod) -> None:
-        party = Party.CALLER if self.leg.direction == "inbound" else Party.CALLEE
+        party = Party.CALLER if self.direction == "inbound" else Party.CALLEE
         self._emit(
             CallDtmf(call_id=self.id, digit=digit, duration_ms=duration_ms, method=method, party=party)
         )
@@ -286,37 +287,40 @@ class Bridge:
             self._spawn(self._connection.send_dtmf(digit, duration_ms))
 
     def leg_ended(self, reason: EndReason, stats: LegStats) -> None:
-        self.end = reason = self.end or reason
+        self._finish(self.end or reason, stats)
+
+    def _finish(self, reason: EndReason, stats: LegStats) -> None:
+        self.end = reason
         self.last_stats = stats
         for timer in self._timers:
             timer.cancel()
         leg = self.leg
-        duration_s = time.monotonic() - leg.answered_at if leg.answered_at is not None else 0.0
+        if leg is not None and leg.answered_at is not None:
+            self.duration_s = time.monotonic() - leg.answered_at
+        delay_ms = stats.round_trip_ms / 2 + stats.capture_depth_ms
         self._emit(
             CallEnded(
                 call_id=self.id,
                 reason=reason,
-                direction=leg.direction,
-                from_=leg.caller,
-                to=leg.callee,
-                trunk=self.trunk_name,
+                direction=self.direction,
+                from_=self.from_,
+                to=self.to,
+                trunk=self.trunk,
                 rule=self.rule,
                 target=self.target,
-                duration_s=round(duration_s, 3),
-                codec=leg.codec,
+                duration_s=round(self.duration_s, 3),
+                codec=stats.codec,
                 loss_percent=round(stats.loss_percent, 2),
                 jitter_ms=round(stats.jitter_ms, 1),
                 depth_ms=round(stats.capture_depth_ms, 1),
-                mos=estimate_mos(
-                    leg.codec, stats.loss_percent, stats.round_trip_ms / 2 + stats.capture_depth_ms
-                )
+                mos=estimate_mos(stats.codec, stats.loss_percent, delay_ms)
                 if stats.received_packets
                 else None,
             )
         )
         if self._connection is not None:
             self._spawn(self._connection.close(reason))
-        else:
+        elif leg is not None:
             self._context.media.detach(leg.port.port_id)
         self.answered.set()
         self.over.set()

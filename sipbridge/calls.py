@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sipbridge.bridge import Bridge
-from sipbridge.config import Config, TrunkConfig
+from sipbridge.config import Config
 from sipbridge.errors import CallError, ConfigError, EndKind, EndReason, MediaError, Party
-from sipbridge.events import CallEvent
+from sipbridge.events import CallEvent, Direction
 from sipbridge.log import get_logger, log_event
 from sipbridge.media.loop import MediaLoop
 from sipbridge.media.tones import Clip, dtmf_samples
 from sipbridge.media.wav import WavRecorder, WavSource
-from sipbridge.routing import SipUri, Target, accepts_number, fill, match_rule, parse_dial_target
+from sipbridge.routing import SipUri, Target, accepts_number, fill, match_rule, plan_dial
 from sipbridge.rtc.base import RtcContext
 from sipbridge.rtc.local import LocalRooms
 from sipbridge.rtc.registry import load_backend
-from sipbridge.sip import CallLeg, LegState, SipEndpoint
+from sipbridge.sip import CallLeg, LegState, LegStats, SipEndpoint
 from sipbridge.sip.dtmf import parse_digits
 from sipbridge.sip.media_port import level_dbfs
 
@@ -52,7 +52,7 @@ class CallView:
     """A call as it stands at one moment."""
 
     id: str
-    direction: Literal["inbound", "outbound"]
+    direction: Direction
     from_: str
     to: str
     trunk: str
@@ -118,6 +118,10 @@ class CallRegistry:
         bridge = self._bridge(
             leg.id,
             target,
+            direction="inbound",
+            from_=leg.caller,
+            to=leg.callee,
+            trunk=trunk_name,
             rule=rule.name if rule is not None else "",
             max_duration_s=rule.max_duration_s if rule is not None else 0,
             hangup_when_alone=rule is not None and rule.hangup_when_alone,
@@ -136,9 +140,8 @@ class CallRegistry:
         """
         if self.draining:
             raise CallError(EndReason(EndKind.SHUTDOWN, "the server is going down"))
-        trunk = self._trunk(request.trunk)
         try:
-            plan = parse_dial_target(request.to, trunk)
+            plan = plan_dial(self.config, request.to, request.trunk or None)
             caller = self._caller(request.from_)
             target = Target.parse(request.target or "silence:")
             load_backend(target.scheme)
@@ -153,28 +156,27 @@ class CallRegistry:
         if request.record and not Path(request.record).parent.is_dir():
             raise ConfigError(f"{request.record}: there is no such folder")
         call_id = uuid.uuid4().hex[:12]
-        bridge = self._bridge(call_id, str(target), max_duration_s=request.max_duration_s)
+        bridge = self._bridge(
+            call_id,
+            str(target),
+            direction="outbound",
+            from_=caller.party if caller is not None else "",
+            to=plan.callee,
+            trunk=plan.trunk.name if plan.trunk is not None else "",
+            max_duration_s=request.max_duration_s,
+        )
         bridge.on_answered = lambda: self._answered(bridge, request, bool(keys))
 
         async def start() -> None:
             try:
                 leg = await self.endpoint.dial(call_id, plan, caller=caller, headers=request.headers)
             except CallError as error:
-                bridge.failed(error.reason, from_=request.from_, to=plan.callee, trunk=request.trunk)
+                bridge.failed(error.reason)
             else:
                 bridge.follow(leg, request.ring_s)
 
         self._spawn(start())
         return call_id
-
-    def _trunk(self, name: str) -> TrunkConfig | None:
-        if not name:
-            return None
-        for trunk in self.config.trunk:
-            if trunk.name == name:
-                return trunk
-        known = ", ".join(trunk.name for trunk in self.config.trunk) or "none"
-        raise ConfigError(f"there is no trunk {name!r}; there are: {known}")
 
     @staticmethod
     def _caller(text: str) -> SipUri | None:
@@ -184,6 +186,8 @@ class CallRegistry:
 
     def _answered(self, bridge: Bridge, request: DialRequest, has_keys: bool) -> None:
         """What a dialled call does by itself once it is answered."""
+        if bridge.leg is None:
+            return
         port_id, rate_hz = bridge.leg.port.port_id, int(bridge.leg.port.rateHz())
         if request.record:
             recorder = WavRecorder(Path(request.record), rate_hz)
@@ -210,7 +214,7 @@ class CallRegistry:
 
     async def list(self) -> Sequence[CallView]:
         """The calls that live, oldest first."""
-        return [await self._view(bridge) for bridge in list(self._bridges.values()) if hasattr(bridge, "leg")]
+        return [await self._view(bridge) for bridge in list(self._bridges.values())]
 
     async def get(self, call_id: str) -> CallView:
         """One call, also for a minute after its end. LookupError when there is none."""
@@ -221,7 +225,8 @@ class CallRegistry:
     async def hangup(self, call_id: str) -> None:
         """Ends a call. LookupError when there is none."""
         bridge = self._find(call_id)
-        bridge.hangup(EndReason(EndKind.HANGUP, "hung up by the operator", Party.OPERATOR))
+        kind = EndKind.HANGUP if bridge.answered.is_set() else EndKind.CANCELLED
+        bridge.hangup(EndReason(kind, "hung up by the operator", Party.OPERATOR))
 
     async def send_dtmf(self, call_id: str, digits: str) -> None:
         """Presses keys to the telephone. LookupError; ValueError for what is no key."""
@@ -273,8 +278,7 @@ class CallRegistry:
         """Hangs up whoever is left."""
         bridges = list(self._bridges.values())
         for bridge in bridges:
-            if hasattr(bridge, "leg"):
-                bridge.hangup(EndReason(EndKind.SHUTDOWN, "the server stops"))
+            bridge.hangup(EndReason(EndKind.SHUTDOWN, "the server stops"))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2):
                 await asyncio.gather(*(bridge.over.wait() for bridge in bridges))
@@ -283,7 +287,7 @@ class CallRegistry:
 
     def _find(self, call_id: str) -> Bridge:
         bridge = self._bridges.get(call_id)
-        if bridge is None or not hasattr(bridge, "leg"):
+        if bridge is None:
             raise LookupError(f"there is no call {call_id}")
         return bridge
 
@@ -292,6 +296,10 @@ class CallRegistry:
         call_id: str,
         target: str,
         *,
+        direction: Direction,
+        from_: str,
+        to: str,
+        trunk: str,
         rule: str = "",
         max_duration_s: float = 0,
         hangup_when_alone: bool = False,
@@ -299,6 +307,10 @@ class CallRegistry:
         bridge = Bridge(
             self._context,
             call_id=call_id,
+            direction=direction,
+            from_=from_,
+            to=to,
+            trunk=trunk,
             target=target,
             rule=rule,
             max_duration_s=max_duration_s,
@@ -314,7 +326,7 @@ class CallRegistry:
         self._bridges.pop(bridge.id, None)
         if not self._bridges:
             self._idle.set()
-        self._ended[bridge.id] = self._ended_view(bridge)
+        self._ended[bridge.id] = _make_view(bridge, bridge.last_stats)
         asyncio.get_running_loop().call_later(KEEP_ENDED_S, self._ended.pop, bridge.id, None)
 
     def _emit(self, event: CallEvent) -> None:
@@ -326,52 +338,38 @@ class CallRegistry:
 
     async def _view(self, bridge: Bridge) -> CallView:
         leg = bridge.leg
-        stats = await leg.stats()
-        return CallView(
-            id=bridge.id,
-            direction=leg.direction,
-            from_=leg.caller,
-            to=leg.callee,
-            trunk=bridge.trunk_name,
-            rule=bridge.rule,
-            target=bridge.target,
-            state=leg.state.value,
-            codec=leg.codec,
-            seconds=round(time.monotonic() - leg.answered_at, 1) if leg.answered_at is not None else 0.0,
-            capture_level_dbfs=round(level_dbfs(stats.capture_peak), 1),
-            playback_level_dbfs=round(level_dbfs(stats.playback_peak), 1),
-            capture_depth_ms=round(stats.capture_depth_ms, 1),
-            playback_depth_ms=round(stats.playback_depth_ms, 1),
-            loss_percent=round(stats.loss_percent, 2),
-            jitter_ms=round(stats.jitter_ms, 1),
-        )
-
-    def _ended_view(self, bridge: Bridge) -> CallView:
-        leg = getattr(bridge, "leg", None)
-        stats = bridge.last_stats
-        return CallView(
-            id=bridge.id,
-            direction=leg.direction if leg is not None else "outbound",
-            from_=leg.caller if leg is not None else "",
-            to=leg.callee if leg is not None else "",
-            trunk=bridge.trunk_name if leg is not None else "",
-            rule=bridge.rule,
-            target=bridge.target,
-            state=LegState.ENDED.value,
-            codec=stats.codec,
-            seconds=round(time.monotonic() - leg.answered_at, 1)
-            if leg is not None and leg.answered_at
-            else 0.0,
-            capture_level_dbfs=-100.0,
-            playback_level_dbfs=-100.0,
-            capture_depth_ms=round(stats.capture_depth_ms, 1),
-            playback_depth_ms=round(stats.playback_depth_ms, 1),
-            loss_percent=round(stats.loss_percent, 2),
-            jitter_ms=round(stats.jitter_ms, 1),
-            end=bridge.end,
-        )
+        over = bridge.over.is_set()
+        stats = bridge.last_stats if leg is None or over else await leg.stats()
+        return _make_view(bridge, stats)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _make_view(bridge: Bridge, stats: LegStats) -> CallView:
+    leg = bridge.leg
+    seconds = bridge.duration_s
+    if leg is not None and leg.answered_at is not None and not bridge.over.is_set():
+        seconds = time.monotonic() - leg.answered_at
+    over = bridge.over.is_set()
+    return CallView(
+        id=bridge.id,
+        direction=bridge.direction,
+        from_=bridge.from_,
+        to=bridge.to,
+        trunk=bridge.trunk,
+        rule=bridge.rule,
+        target=bridge.target,
+        state=LegState.ENDED.value if over else leg.state.value if leg is not None else LegState.NEW.value,
+        codec=stats.codec,
+        seconds=round(seconds, 3),
+        capture_level_dbfs=round(level_dbfs(stats.capture_peak), 1),
+        playback_level_dbfs=round(level_dbfs(stats.playback_peak), 1),
+        capture_depth_ms=round(stats.capture_depth_ms, 1),
+        playback_depth_ms=round(stats.playback_depth_ms, 1),
+        loss_percent=round(stats.loss_percent, 2),
+        jitter_ms=round(stats.jitter_ms, 1),
+        end=bridge.end,
+    )

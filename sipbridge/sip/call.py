@@ -151,7 +151,7 @@ class CallLeg:
 
     def hangup(self, reason: EndReason) -> None:
         """Ends the leg in whatever state it is; `leg_ended` follows with this reason."""
-        self._post(lambda: self._hangup(reason))
+        self._post(lambda: self.end(reason))
 
     async def send_digits(self, digits: str) -> None:
         """Presses keys one after the other; ``w`` is half a second. Returns when the last was sent.
@@ -160,9 +160,7 @@ class CallLeg:
         """
         for key in parse_digits(digits):
             if key.digit and self.state is not LegState.ENDED:
-                await self.endpoint.run(
-                    lambda digit=key.digit, ms=key.duration_ms: self._send_digit(digit, ms)
-                )
+                await self.endpoint.run(functools.partial(self._send_digit, key.digit, key.duration_ms))
             await asyncio.sleep(key.total_s)
 
     async def stats(self) -> LegStats:
@@ -184,7 +182,7 @@ class CallLeg:
             if not self._ended:
                 self._ending = self._ending or reason
                 try:
-                    self._hangup(reason)
+                    self.end(reason)
                 except Exception:
                     self._finish(reason)
             return None
@@ -250,9 +248,10 @@ class CallLeg:
                 if "SDP" in error.reason or "media" in error.reason.lower()
                 else EndKind.ERROR
             )
-            self._hangup(EndReason(kind, f"cannot answer: {error.reason}"))
+            self.end(EndReason(kind, f"cannot answer: {error.reason}"))
 
-    def _hangup(self, reason: EndReason) -> None:
+    def end(self, reason: EndReason) -> None:
+        """`hangup`, on the SIP thread."""
         if self._ended:
             return
         self._ending = self._ending or reason
@@ -276,6 +275,7 @@ class CallLeg:
         if state == pj.PJSIP_INV_STATE_DISCONNECTED:
             self.endpoint.retire(native)
             if native is self._native:
+                self._read_stats()
                 self._native = None
                 self._disconnected(info.lastStatusCode, info.lastReason)
         elif native is not self._native or self._ending is not None:
@@ -366,6 +366,10 @@ class CallLeg:
         """pjsua2's number of the call, -1 without one."""
         return -1 if self._native is None else int(self._native.getId())
 
+    def sip_call_id(self) -> str:
+        """SIP's own Call-ID; SIP thread."""
+        return "" if self._native is None else str(self._native.getInfo().callIdString)
+
     def hears_telephone_events(self) -> bool:
         """RFC 4733 was agreed on; SIP thread."""
         return self._native is not None and bool(self._native.canSendTelephoneEvents())
@@ -384,7 +388,7 @@ class CallLeg:
         limit_s = sip.media_timeout_s if rtp.received_packets else sip.first_media_timeout_s
         if now - self._silent_since >= limit_s:
             detail = f"no RTP came for {now - self._silent_since:.0f} s"
-            self._hangup(EndReason(EndKind.MEDIA_TIMEOUT, detail))
+            self.end(EndReason(EndKind.MEDIA_TIMEOUT, detail))
 
     def _read_stats(self) -> LegStats:
         if self._native is None or self._ended:

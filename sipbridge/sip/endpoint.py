@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 
 import pjsua2 as pj
 
+from sipbridge import ports
 from sipbridge.config import Config, TrunkConfig
 from sipbridge.errors import CallError, ConfigError, EndKind, EndReason
 from sipbridge.routing import DialPlan, SipUri, join_host_port, split_host_port
@@ -121,6 +122,8 @@ class SipEndpoint:
                 self._guard(self._posted.popleft())
             for event in self.engine.takeEvents():
                 self._guard(self._on_event, event)
+            for cut in self.engine.gate().takeCutCalls():
+                self._guard(self._on_cut, cut)
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
                 self._guard(heapq.heappop(self._timers)[2])
@@ -176,7 +179,7 @@ class SipEndpoint:
     def _close(self) -> None:
         reason = EndReason(EndKind.SHUTDOWN, "the server stops")
         for leg in list(self._legs.values()):
-            leg.guarded(leg._hangup, reason)
+            leg.guarded(leg.end, reason)
         try:
             deadline = time.monotonic() + 0.5
             while self.engine.counters().calls and time.monotonic() < deadline:
@@ -250,6 +253,9 @@ class SipEndpoint:
                     tls.CaListFile = str(sip.tls.ca or "")
                     tls.verifyServer = tls.verifyClient = tls.requireClientCert = sip.tls.verify
                     tls.proto = pj.PJ_SSL_SOCK_PROTO_TLS1_2 | pj.PJ_SSL_SOCK_PROTO_TLS1_3
+                problem = ports.find_problem("udp" if name == "udp" else "tcp", host, settings.port)
+                if problem is not None:
+                    raise ConfigError(problem, table="sip", key="listen")
                 try:
                     transport = self.engine.transportCreate(kinds[name, family], settings)
                 except pj.Error as error:
@@ -491,6 +497,13 @@ class SipEndpoint:
                 leg.guarded(leg.on_digit, event.digit, event.duration_ms, "rfc4733")
             elif event.kind == pj.EngineEvent.kInfoDigit and leg.native_id() == event.call_id:
                 leg.guarded(leg.on_digit, event.digit, event.duration_ms, "info")
+
+    def _on_cut(self, cut: "pj.GateCut") -> None:
+        """The gate closed a connection, or kept a body from pjsip, and the call cannot go on."""
+        for leg in list(self._legs.values()):
+            if leg.sip_call_id() == cut.callId:
+                reason = EndReason(EndKind.TRANSPORT, cut.reason)
+                leg.guarded(leg.end, reason)
 
     def _drain_log(self) -> None:
         for line in self.engine.takeLog():

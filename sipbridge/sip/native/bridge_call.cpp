@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 #include "bridge_call.hpp"
 
+#include "media_guard.hpp"
 #include "pj_stream.hpp"
 
 #include <pjmedia/null_port.h>
@@ -93,10 +94,24 @@ void addStats(pjmedia_stream* stream, int call_id, RtpStats& stats) {
 }  // namespace
 
 BridgeCall::BridgeCall(Engine& engine, pj::Account& account, FramePort& port, int call_id)
-    : pj::Call(account, call_id), engine_(engine), port_id_(port.id()), queues_(port.queues()) {}
+    : pj::Call(account, call_id),
+      engine_(engine),
+      port_id_(port.id()),
+      queues_(port.queues()),
+      sources_(std::make_shared<MediaSources>()) {}
 
 BridgeCall::~BridgeCall() {
   for (auto& entry : streams_) engine_.clock().detach(entry.second.get());
+}
+
+void BridgeCall::setMediaSources(const std::vector<std::string>& networks, const std::string& nat,
+                                 const std::string& signalling_address) {
+  const Nat kind = nat == "on" ? Nat::kOn : nat == "auto" ? Nat::kAuto : Nat::kOff;
+  sources_->policy = SourcePolicy(networks, kind, signalling_address);
+}
+
+void BridgeCall::onCreateMediaTransport(pj::OnCreateMediaTransportParam& prm) {
+  if (prm.mediaTp) prm.mediaTp = createMediaGuard(static_cast<pjmedia_transport*>(prm.mediaTp), sources_);
 }
 
 void BridgeCall::onStreamCreated(pj::OnStreamCreatedParam& prm) {
@@ -128,7 +143,8 @@ void BridgeCall::onStreamDestroyed(pj::OnStreamDestroyedParam& prm) {
 
 void BridgeCall::onCallSdpCreated(pj::OnCallSdpCreatedParam& prm) {
   auto* sdp = static_cast<pjmedia_sdp_session*>(prm.sdp.pjSdpSession);
-  pj_pool_t* pool = pjsua_var.calls[getId()].inv->pool_prov;
+  const pjsua_call& call = pjsua_var.calls[getId()];
+  pj_pool_t* pool = call.inv ? call.inv->pool_prov : call.async_call.dlg->pool;  // the first offer comes before the session
   if (!media_address_.empty()) {
     const auto set = [&](pjmedia_sdp_conn* conn) {
       if (!conn) return;
@@ -177,6 +193,7 @@ RtpStats BridgeCall::rtpStats() {
   stats.running = stats.receiving = stats.sending = false;
   pjmedia_stream* stream = audioStream(getId());
   if (stream && streams_.count(stream)) addStats(stream, getId(), stats);
+  stats.foreign_packets = sources_->foreign_packets;
   return stats;
 }
 

@@ -23,11 +23,13 @@ struct RtpStats {
   double remote_jitter_ms = 0;      // of what the far side receives from us, by its reports
   unsigned long long remote_lost_packets = 0;
   double round_trip_ms = 0;
+  unsigned long long foreign_packets = 0;  // RTP and RTCP from addresses that are not the far side's; dropped
   std::string codec;                // "PCMU/8000"
 };
 
 #ifndef SWIG
 class PjStream;
+struct MediaSources;
 #endif
 
 // Thread: the SIP thread. Python subclasses it for the callbacks of a call's life; those of its media end here.
@@ -40,12 +42,17 @@ class BridgeCall : public pj::Call {
   void setCodecs(const std::vector<std::string>& names) { codecs_ = names; }
   // The address in the SDP of this call; empty leaves pjsua2's choice.
   void setMediaAddress(const std::string& address) { media_address_ = address; }
+  // Where RTP may come from and go to beside the address that the far side's SDP names: see SourcePolicy. `networks`
+  // as "192.0.2.0/24" or an address alone, `nat` "off", "on" or "auto". Before the first SDP; without it, nowhere.
+  void setMediaSources(const std::vector<std::string>& networks, const std::string& nat,
+                       const std::string& signalling_address);
   RtpStats rtpStats();
   // RFC 4733 was agreed on for what we send.
   bool canSendTelephoneEvents();
   // Samples a packet of telephone-event of this digit take; false when the stream cannot (no event type agreed on).
   bool sendTelephoneEvent(const std::string& digit, unsigned duration_ms);
 
+  void onCreateMediaTransport(pj::OnCreateMediaTransportParam& prm) override;
   void onStreamCreated(pj::OnStreamCreatedParam& prm) override;
   void onStreamDestroyed(pj::OnStreamDestroyedParam& prm) override;
   void onCallSdpCreated(pj::OnCallSdpCreatedParam& prm) override;
@@ -57,6 +64,7 @@ class BridgeCall : public pj::Call {
   std::shared_ptr<PortQueues> queues_;
   std::vector<std::string> codecs_;
   std::string media_address_;
+  std::shared_ptr<MediaSources> sources_;
   std::unordered_map<void*, std::shared_ptr<PjStream>> streams_;
   RtpStats before_;  // of the streams that re-INVITEs have replaced, or of the last one
 #endif

@@ -99,8 +99,15 @@ void Clock::capture(Leg& leg) {
 }
 
 void Clock::send(Leg& leg, int64_t tick_ns) {
-  if (tick_ns < leg.send_ns) return;
   const size_t count = leg.frame.size();
+  if (!leg.port->playbackActive()) {
+    leg.flowing = false;
+  } else if (!leg.flowing && leg.port->playbackHas(count)) {
+    // the first frame goes out as soon as it is whole: slots that were in step with nothing would let it wait for good
+    leg.flowing = true;
+    leg.send_ns = tick_ns;
+  }
+  if (tick_ns < leg.send_ns) return;
   if (leg.waited < kMaxSendWaitTicks && leg.port->playbackActive() && !leg.port->playbackHas(count)) {
     ++leg.waited;
     return;

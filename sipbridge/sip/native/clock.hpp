@@ -62,7 +62,8 @@ class Clock {
     std::shared_ptr<PortQueues> port;
     std::vector<int16_t> frame;
     int64_t period_ns = 0, send_ns = 0;
-    unsigned waited = 0;  // ticks that the frame now due has been waited for
+    unsigned waited = 0;   // ticks that the frame now due has been waited for
+    bool flowing = false;  // somebody writes what it sends, and its slots are in step with that
   };
 
   void run();

@@ -24,3 +24,9 @@
 
 /* pjmedia would throw away what came before the third frame was asked for; our clock asks when a frame is there. */
 #define PJMEDIA_STREAM_SOFT_START 0
+
+/* A loud caller must not change the level of the rest of a G.722 call. */
+#define PJMEDIA_G722_STOP_PCM_SHIFT_ON_CLIPPING 0
+
+/* A TCP connection that never sends a request is closed after so many seconds. */
+#define PJSIP_TCP_INITIAL_TIMEOUT 30

@@ -2,6 +2,7 @@
 #include "engine.hpp"
 
 #include <fcntl.h>
+#include <pjmedia-codec.h>
 #include <pjsua-lib/pjsua.h>
 #include <pjsua-lib/pjsua_internal.h>
 #include <sys/socket.h>
@@ -62,6 +63,8 @@ Engine::~Engine() {
 
 void Engine::install() {
   pj_log_set_log_func(&Engine::onLog);
+  // The level that other bridges and telephones have: with pjmedia's own setting G.722 is 6 dB louder than G.711.
+  pjmedia_codec_g722_set_pcm_shift(1);
   pjsua_var.ua_cfg.cb.on_call_tsx_state = &Engine::onCallTsxState;
   pjsua_var.ua_cfg.cb.on_acc_find_for_incoming = &Engine::onAccFindForIncoming;
   pjsua_var.ua_cfg.cb.on_call_transfer_request = nullptr;

@@ -36,7 +36,7 @@ std::string_view userOf(std::string_view uri) {
   return uri.substr(scheme + 1, at - scheme - 1);
 }
 
-std::string quoted(const std::string& text) {
+std::string quotedText(const std::string& text) {
   std::string result = "\"";
   for (char c : text) {
     if (c == '"' || c == '\\') result += '\\';
@@ -329,7 +329,7 @@ GateVerdict Gate::challenge(const GateRequest& request, bool stale, double now_s
   // A client takes the first that it knows (RFC 8760 2.4), or, when it is old, the first there is.
   for (const std::string& algorithm : policy_.algorithms)
     verdict.headers.emplace_back("WWW-Authenticate",
-                                 "Digest realm=" + quoted(policy_.realm) + ", nonce=\"" + nonce + "\", algorithm=" +
+                                 "Digest realm=" + quotedText(policy_.realm) + ", nonce=\"" + nonce + "\", algorithm=" +
                                      algorithm + ", qop=\"auth\"" + (stale ? ", stale=true" : ""));
   return verdict;
 }

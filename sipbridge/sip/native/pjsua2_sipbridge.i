@@ -49,6 +49,7 @@
 %feature("nodirector") Engine;
 %feature("nodirector") FramePort;
 %feature("director") BridgeCall;
+%feature("nodirector") BridgeCall::onCreateMediaTransport;
 %feature("nodirector") BridgeCall::onStreamCreated;
 %feature("nodirector") BridgeCall::onStreamDestroyed;
 %feature("nodirector") BridgeCall::onCallSdpCreated;
@@ -61,6 +62,7 @@
 %include "frame_port.hpp"
 %include "gate.hpp"
 %template(GateTrunkVector) std::vector<GateTrunk>;
+%template(GateCutVector) std::vector<GateCut>;
 %include "engine.hpp"
 %template(EngineEventVector) std::vector<EngineEvent>;
 %template(EngineLogVector) std::vector<EngineLog>;
