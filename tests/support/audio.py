@@ -164,6 +164,28 @@ def align_and_correlate(sent: Samples, heard: Samples, rate_hz: int) -> tuple[fl
     return float(lags[best] / rate_hz), float(scores[best])
 
 
+def likeness(sent: Samples, heard: Samples, rate_hz: int, piece_s: float = 0.1, slack_s: float = 0.05) -> float:
+    """How much what is heard is what was sent: the correlation by pieces, 1 for a perfect copy.
+
+    A bridge that follows the sender's clock shifts audio by fractions of a millisecond now and then. Nobody
+    hears that, but it ruins the correlation of the whole. So each piece of `heard` may lie up to `slack_s`
+    beside the place where the whole fits best. Pieces count by the energy of what was sent there; what lies
+    outside of `sent` does not count.
+    """
+    delay_s, _ = align_and_correlate(sent, heard, rate_hz)
+    size, slack = round(piece_s * rate_hz), round(slack_s * rate_hz)
+    total = weights = 0.0
+    for start in range(0, len(heard) - size + 1, size):
+        place = start - round(delay_s * rate_hz)
+        region = sent[max(place - slack, 0) : max(place + size + slack, 0)]
+        if len(region) < size + slack:
+            continue
+        weight = rms(region) ** 2
+        total += weight * align_and_correlate(heard[start : start + size], region, rate_hz)[1]
+        weights += weight
+    return total / weights if weights else 0.0
+
+
 def snr_db(sent: Samples, heard: Samples) -> float:
     """Of two aligned signals of one length: the level of `sent` over that of the difference."""
     noise = np.mean((heard.astype(np.float64) - sent.astype(np.float64)) ** 2)

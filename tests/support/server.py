@@ -68,7 +68,7 @@ class Server:
         sip_port: int | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Starts it and waits until it is ready; listening addresses are filled in where `config` has none."""
+        """Starts it and waits until it is ready; addresses are filled in where `config` has none."""
         self.directory = directory
         self.sip_port = sip_port or free_port()
         self.http_port = free_port()

@@ -103,6 +103,36 @@ def test_correlation_falls_with_holes() -> None:
     assert audio.align_and_correlate(sent, heard.reshape(-1), 8000)[1] < 0.95
 
 
+def test_likeness_forgives_a_slow_clock() -> None:
+    """A copy that is shifted a little on its way is a copy, where the correlation of the whole is not."""
+    sent = audio.speech(4.0)
+    heard = np.concatenate((audio.silence(0.2), sent[:12_000], sent[12_020:20_000], sent[20_013:]))
+    assert audio.align_and_correlate(sent, heard, 8000)[1] < 0.9
+    assert audio.likeness(sent, heard, 8000) > 0.95
+
+
+def test_likeness_of_something_else_is_low() -> None:
+    """Other speech, silence, a tone, missing frames and a missing half do not pass."""
+    sent = audio.speech(4.0)
+    assert audio.likeness(sent, audio.speech(4.0, voice=2), 8000) < 0.5
+    assert audio.likeness(sent, audio.silence(4.0), 8000) == 0
+    assert audio.likeness(sent, audio.tone(200, 4.0), 8000) < 0.5
+    holed = sent.copy().reshape(-1, 160)
+    holed[::4] = 0
+    assert audio.likeness(sent, holed.reshape(-1), 8000) < 0.95
+    half = sent.copy()
+    half[16_000:] = 0
+    assert audio.likeness(sent, half, 8000) < 0.8
+
+
+def test_likeness_of_a_part() -> None:
+    """Two seconds out of ten are recognised as such; silence in the place of sound counts as missing."""
+    sent = audio.speech(10.0)
+    part = sent[24_000:40_000]
+    assert audio.likeness(sent, part, 8000) > 0.98
+    assert audio.likeness(sent, np.concatenate((audio.silence(0.4), part)), 8000) < 0.9
+
+
 def test_speech_is_speech() -> None:
     """It is loud enough to be heard, differs by voice, and comes at the rate asked for."""
     assert -40 < audio.level_dbfs(audio.speech(3.0)) < -10
