@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+// Keeps the packets of strangers from a call's audio, and the call's audio from strangers.
+//
+//   stream ◄──► MediaGuard ◄──► SRTP (plain RTP passes) ◄──► UDP sockets
+//
+// pjmedia sends to wherever enough packets in a row came from. What the stream never sees cannot make it do that:
+// RTP and RTCP from an address that SourcePolicy does not admit end here, counted and without a word. The UDP
+// transport counts RTCP by itself, below; so the guard names the address of each RTCP packet that goes out.
+#pragma once
+
+#include <atomic>
+#include <memory>
+
+#include <pjmedia/transport.h>
+
+#include "source_policy.hpp"
+
+// What the guards of one call share with it.
+struct MediaSources {
+  SourcePolicy policy;  // set before the first media transport is made, not changed after
+  std::atomic<unsigned long long> foreign_packets{0};
+};
+
+// Puts a guard on `below`, which is closed with it. Never fails. Thread: as pjmedia's transports.
+pjmedia_transport* createMediaGuard(pjmedia_transport* below, std::shared_ptr<MediaSources> sources);
