@@ -51,6 +51,7 @@ class LegStats:
     received_packets: int = 0
     sent_packets: int = 0
     lost_packets: int = 0
+    foreign_packets: int = 0  # from addresses that are not the telephone's; dropped
     loss_percent: float = 0.0
     jitter_ms: float = 0.0
     round_trip_ms: float = 0.0
@@ -188,12 +189,20 @@ class CallLeg:
             return None
 
     def take_incoming(
-        self, account: "pj.Account", native_id: int, media_address: str, codecs: tuple[str, ...]
+        self, account: "pj.Account", native_id: int, source: str, media_address: str, codecs: tuple[str, ...]
     ) -> None:
-        """The INVITE that just came becomes this leg."""
+        """The INVITE that just came from the address `source` becomes this leg."""
         self._native = NativeCall(self, account, native_id)
+        self.guard_media(self._native, source)
         self._native.setCodecs(pj.StringVector(codecs))
         self._native.setMediaAddress(media_address)
+
+    def guard_media(self, native: NativeCall, signalling_address: str) -> None:
+        """Audio is for where the far side's SDP says, and beyond that for the trunk's own addresses alone."""
+        networks = [str(network) for network in self.trunk.allowed_addresses] if self.trunk else []
+        networks += [uri.host for uri in self._uris]
+        nat = self.trunk.nat if self.trunk else "auto"
+        native.setMediaSources(pj.StringVector(networks), nat, signalling_address)
 
     def dial(self, uris: list[SipUri]) -> None:
         """Tries these one after the other until one rings or answers."""
@@ -401,6 +410,7 @@ class CallLeg:
             received_packets=rtp.received_packets,
             sent_packets=rtp.sent_packets,
             lost_packets=rtp.lost_packets,
+            foreign_packets=rtp.foreign_packets,
             loss_percent=100.0 * rtp.lost_packets / expected if expected else 0.0,
             jitter_ms=rtp.jitter_ms,
             round_trip_ms=rtp.round_trip_ms,
@@ -415,6 +425,8 @@ class CallLeg:
         if self._ended:
             return
         stats = self._read_stats()
+        if stats.foreign_packets:
+            self.log.warning("dropped RTP of foreign addresses", packets=stats.foreign_packets)
         self._ended = True
         self._native = None
         self.endpoint.forget(self)

@@ -392,6 +392,7 @@ class SipEndpoint:
         native.setCodecs(pj.StringVector(codecs))
         address = self._media_address(uri.host, uri.port or 5060)
         native.setMediaAddress(address)
+        leg.guard_media(native, uri.host)
         prm = pj.CallOpParam(True)
         prm.opt.audioCount, prm.opt.videoCount, prm.opt.textCount = 1, 0, 0
         user = leg.from_uri
@@ -425,6 +426,7 @@ class SipEndpoint:
         leg.take_incoming(
             account,
             prm.callId,
+            host,
             self._media_address(host, port or 5060),
             trunk.codecs or self.config.sip.codecs,
         )
