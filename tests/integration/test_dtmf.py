@@ -138,7 +138,7 @@ def test_wait_between_digits(server: Server, call: MakeCall) -> None:
 
 def test_info_out_to_a_caller(server: Server, sipp: RunSipp, rtp: MakePeer, caller_name: str) -> None:
     """A caller without telephone-event gets INFO, where its trunk says so."""
-    peer = rtp()
+    peer = rtp(host=setup.KEYS_BY_INFO)
     process = sipp(
         "uac_dtmf_info_out",
         host=setup.KEYS_BY_INFO,

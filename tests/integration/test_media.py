@@ -23,7 +23,10 @@ def meet(call: MakeCall, *codecs: type[Codec]) -> list[Call]:
 
 @pytest.mark.parametrize("codec", [Pcmu, Pcma])
 def test_g711_passes_bit_for_bit(codec: type[Codec], server: Server, call: MakeCall) -> None:
-    """With one talker on a clean line a second of octets, and more, arrives as it was sent."""
+    """With one talker on a clean line a second of octets, and more, arrives as it was sent.
+
+    µ-law has two octets for zero. Linear samples have one, so minus zero arrives as plus zero.
+    """
     host = setup.A_LAW if codec is Pcma else setup.LINE
     room = f"room-bits-{codec.name}"
     talker, listener = call(room, codec, host=host), call(room, codec, host=host)
@@ -33,6 +36,8 @@ def test_g711_passes_bit_for_bit(codec: type[Codec], server: Server, call: MakeC
     voice = audio.speech(4.0)
     voice = voice + rng.integers(-100, 100, len(voice)).astype(np.int16)
     sent = b"".join(codec().encode(frame) for frame in voice.reshape(-1, 160))
+    if codec is Pcmu:
+        sent = sent.replace(b"\x7f", b"\xff")
     talker.rtp.play_payloads([sent[start : start + 160] for start in range(0, len(sent), 160)])
     talker.rtp.wait_played()
     listener.rtp.wait_packets(10)

@@ -148,7 +148,7 @@ def test_media_address_change(server: Server, sipp: RunSipp, rtp: MakePeer, call
         duration_ms=1000,
         keys={"moved_port": str(after.port)},
     )
-    # A telephone that moved sends from there; audio from its old port would be followed to where it comes from.
+    # A telephone that moved sends from there; audio from its old port would be followed back.
     wait_until(lambda: "CSeq: 2 INVITE" in process.messages(), 10.0, "the re-INVITE is sent")
     before.pause()
     after.remote = before.remote

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Calls that the server makes to SIPp."""
 
+import re
+
 import pytest
 
 from tests.conftest import MakeCall, MakePeer, RunSipp
-from tests.support import audio
+from tests.support import audio, setup
 from tests.support.rtp import RtpPeer
 from tests.support.server import Server
-from tests.support.sip_agent import SipAgent
+from tests.support.sip_agent import SipAgent, digest
 from tests.support.sipp import Sipp
 
 
@@ -216,6 +218,10 @@ def test_digest_as_client(
     assert tone_heard(peer) == pytest.approx(1000, abs=2)
     server.hang_up(call_id)
     callee.wait()
+    header = next(line for line in callee.messages().splitlines() if "Authorization: Digest" in line)
+    challenge = 'Digest realm="test.invalid", nonce="6fd1b4e5a1c9", algorithm=MD5'
+    wanted = digest(challenge, "INVITE", f"sip:12345@127.0.0.1:{far_ports[0]}", *setup.FAR_USER)
+    assert re.findall(r'response="\w+"', header) == re.findall(r'response="\w+"', wanted)
 
 
 @pytest.mark.parametrize(
