@@ -24,6 +24,7 @@ from sipbridge.routing import SipUri
 from sipbridge.sip.dtmf import DigitFilter, parse_digits
 from sipbridge.sip.media_port import MediaPort
 from sipbridge.sip.message import read_message
+from sipbridge.sip.resolve import Destination
 
 if TYPE_CHECKING:
     from sipbridge.sip.endpoint import SipEndpoint
@@ -124,8 +125,8 @@ class CallLeg:
         self._native: NativeCall | None = None
         self._ending: EndReason | None = None
         self._ended = False
-        self._uris: list[SipUri] = []
-        self._next_uri = 0
+        self._destinations: list[Destination] = []
+        self._next = 0
         self._redirections = 0
         self._rang = False
         self._confirmed = False
@@ -200,28 +201,30 @@ class CallLeg:
     def guard_media(self, native: NativeCall, signalling_address: str) -> None:
         """Audio is for where the far side's SDP says, and beyond that for the trunk's own addresses alone."""
         networks = [str(network) for network in self.trunk.allowed_addresses] if self.trunk else []
-        networks += [uri.host for uri in self._uris]
+        networks += [destination.host for destination in self._destinations]
         nat = self.trunk.nat if self.trunk else "auto"
         native.setMediaSources(pj.StringVector(networks), nat, signalling_address)
 
-    def dial(self, uris: list[SipUri]) -> None:
+    def dial(self, destinations: list[Destination]) -> None:
         """Tries these one after the other until one rings or answers."""
-        self._uris = uris
-        self._next_uri = 0
+        self._destinations = destinations
+        self._next = 0
         self._try_next()
 
     def _try_next(self) -> None:
-        uri = self._uris[self._next_uri]
-        self._next_uri += 1
+        destination = self._destinations[self._next]
+        self._next += 1
         self._rang = False
         try:
-            self._native = self.endpoint.make_call(self, uri)
+            self._native = self.endpoint.make_call(self, destination)
         except pj.Error as error:
             self._attempt_failed(
-                EndReason(EndKind.TRANSPORT, f"cannot call {uri}: {error.reason}", Party.BRIDGE, 503)
+                EndReason(
+                    EndKind.TRANSPORT, f"cannot call {destination.uri}: {error.reason}", Party.BRIDGE, 503
+                )
             )
             return
-        if self._next_uri < len(self._uris):
+        if self._next < len(self._destinations):
             native = self._native
             self.endpoint.later(NO_RESPONSE_S, lambda: self.guarded(self._give_up_silent, native))
 
@@ -237,7 +240,7 @@ class CallLeg:
 
     def _attempt_failed(self, reason: EndReason) -> None:
         retry = reason.sip_code in (408, 502, 503) and not self._rang and self._ending is None
-        if retry and self._next_uri < len(self._uris):
+        if retry and self._next < len(self._destinations):
             self.log.info("trying the next server", why=reason.detail)
             self._try_next()
         else:
@@ -340,7 +343,9 @@ class CallLeg:
         """302 is followed only to hosts of the same trunk, and not for ever."""
         self._redirections += 1
         uri = SipUri.parse(target)
-        allowed = self.endpoint.trunk_hosts(self.trunk) | {uri.host for uri in self._uris}
+        allowed = self.endpoint.trunk_hosts(self.trunk) | {
+            destination.uri.host for destination in self._destinations
+        }
         accepted = self._redirections <= MAX_REDIRECTIONS and uri.host in allowed
         self.log.info("redirected", to=uri.uri, followed=accepted)
         return accepted

@@ -26,7 +26,7 @@ from sipbridge.routing import DialPlan, SipUri, join_host_port, split_host_port
 from sipbridge.sip.call import CallLeg, NativeCall
 from sipbridge.sip.media_port import MediaPort
 from sipbridge.sip.message import read_message
-from sipbridge.sip.resolve import resolve_servers
+from sipbridge.sip.resolve import Destination, resolve_servers
 
 log = logging.getLogger(__name__)
 pjsip_log = logging.getLogger("pjsip")
@@ -200,6 +200,8 @@ class SipEndpoint:
         policy.refuseAloud = sip.unknown == "403"
         policy.maxCalls = sip.max_calls
         policy.maxBodyBytes = _MAX_BODY_BYTES
+        policy.requestsPerSecond, policy.burst = 200.0, 800
+        policy.algorithms = pj.StringVector(sip.digest)
         trunks = pj.GateTrunkVector()
         for trunk in self.config.trunk:
             gate_trunk = pj.GateTrunk()
@@ -349,14 +351,14 @@ class SipEndpoint:
         self, call_id: str, plan: DialPlan, *, caller: SipUri | None, headers: Mapping[str, str]
     ) -> CallLeg:
         """A leg that is being dialled; it tells how that goes. CallError when there is nobody to dial."""
-        uris = await resolve_servers(plan)
-        return await self.run(lambda: self._dial(call_id, plan, uris, caller, headers))
+        destinations = await resolve_servers(plan)
+        return await self.run(lambda: self._dial(call_id, plan, destinations, caller, headers))
 
     def _dial(
         self,
         call_id: str,
         plan: DialPlan,
-        uris: list[SipUri],
+        destinations: list[Destination],
         caller: SipUri | None,
         headers: Mapping[str, str],
     ) -> CallLeg:
@@ -365,7 +367,8 @@ class SipEndpoint:
             if not contact:
                 detail = f"the phone {plan.phone!r} is not registered"
                 raise CallError(EndReason(EndKind.UNAVAILABLE, detail))
-            uris = [SipUri.parse(contact)]
+            uri = SipUri.parse(contact)
+            destinations = [Destination(uri, uri.host, uri.port)]
         leg = CallLeg(
             self,
             call_id=call_id,
@@ -381,18 +384,18 @@ class SipEndpoint:
         self._legs[leg.id] = leg
         self._count(leg, started=True)
         # the loop gets the leg before anything that happens to it
-        self.post(lambda: leg.guarded(leg.dial, uris))
+        self.post(lambda: leg.guarded(leg.dial, destinations))
         return leg
 
-    def make_call(self, leg: CallLeg, uri: SipUri) -> NativeCall:
+    def make_call(self, leg: CallLeg, destination: Destination) -> NativeCall:
         """One attempt; pj.Error when it cannot even begin. SIP thread."""
         self.engine.alignRtpPorts()
-        native = NativeCall(leg, self._account(leg.trunk, uri.host))
+        native = NativeCall(leg, self._account(leg.trunk, destination.host))
         codecs = (leg.trunk.codecs if leg.trunk is not None else None) or self.config.sip.codecs
         native.setCodecs(pj.StringVector(codecs))
-        address = self._media_address(uri.host, uri.port or 5060)
+        address = self._media_address(destination.host, destination.port or 5060)
         native.setMediaAddress(address)
-        leg.guard_media(native, uri.host)
+        leg.guard_media(native, destination.host)
         prm = pj.CallOpParam(True)
         prm.opt.audioCount, prm.opt.videoCount, prm.opt.textCount = 1, 0, 0
         user = leg.from_uri
@@ -404,7 +407,7 @@ class SipEndpoint:
             header = pj.SipHeader()
             header.hName, header.hValue = name, value
             prm.txOption.headers.append(header)
-        native.makeCall(uri.uri, prm)
+        native.makeCallBy(destination.uri.uri, prm, destination.next_hop)
         return native
 
     def on_incoming(self, account: _Account, prm: "pj.OnIncomingCallParam") -> None:

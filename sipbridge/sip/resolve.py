@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From the servers of a trunk to what is dialled, one after the other (RFC 3263)."""
+"""From the servers of a trunk to where an INVITE is sent, one after the other (RFC 3263)."""
 
 import asyncio
-import dataclasses
 import ipaddress
 import random
 import socket
+from dataclasses import dataclass
 
 import dns.asyncresolver
 import dns.exception
@@ -16,13 +16,32 @@ from sipbridge.routing import DialPlan, SipUri
 _DNS_TIMEOUT_S = 3.0
 
 
-async def resolve_servers(plan: DialPlan) -> list[SipUri]:
-    """The plan's URIs with names looked up: SRV where no port is given, else the host's own address.
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """One way to send an INVITE: what its Request-URI says, and the address that it goes to.
 
-    Each stays in its place; those of one SRV answer go by priority, at random by weight (RFC 2782).
+    Carriers know their customers by the domain of the Request-URI, so a name stays in it.
+    """
+
+    uri: SipUri
+    host: str  # an IP address
+    port: int | None = None
+
+    @property
+    def next_hop(self) -> str:
+        """The URI of the address, "" where the Request-URI is that address."""
+        if self.host == self.uri.host:
+            return ""
+        return SipUri(host=self.host, port=self.port or self.uri.port, params=self.uri.params).uri
+
+
+async def resolve_servers(plan: DialPlan) -> list[Destination]:
+    """The plan's URIs with their names looked up: SRV where no port is given, else the host's own addresses.
+
+    Each URI stays in its place; those of one SRV answer go by priority, at random by weight (RFC 2782).
     CallError when none of them has an address.
     """
-    found: list[SipUri] = []
+    found: list[Destination] = []
     failures: list[str] = []
     for uri in plan.request_uris:
         try:
@@ -34,20 +53,25 @@ async def resolve_servers(plan: DialPlan) -> list[SipUri]:
     return found
 
 
-async def _resolve(uri: SipUri) -> list[SipUri]:
+async def _resolve(uri: SipUri) -> list[Destination]:
     try:
         ipaddress.ip_address(uri.host)
-        return [uri]
+        return [Destination(uri, uri.host, uri.port)]
     except ValueError:
         pass
+    servers: list[tuple[str, int | None]] = [(uri.host, uri.port)]
     if uri.port is None:
-        records = await _srv(uri)
-        if records:
-            return [dataclasses.replace(uri, host=host, port=port) for host, port in records]
+        servers = [*await _srv(uri)] or servers
+    found = []
+    for host, port in servers:
+        found += [Destination(uri, address, port) for address in await _addresses(host)]
+    return found
+
+
+async def _addresses(host: str) -> list[str]:
     loop = asyncio.get_running_loop()
-    answers = await loop.getaddrinfo(uri.host, None, type=socket.SOCK_DGRAM)
-    addresses = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
-    return [dataclasses.replace(uri, host=address) for address in addresses]
+    answers = await loop.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
+    return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
 
 async def _srv(uri: SipUri) -> list[tuple[str, int]]:

@@ -96,6 +96,7 @@ void addStats(pjmedia_stream* stream, int call_id, RtpStats& stats) {
 BridgeCall::BridgeCall(Engine& engine, pj::Account& account, FramePort& port, int call_id)
     : pj::Call(account, call_id),
       engine_(engine),
+      account_id_(account.getId()),
       port_id_(port.id()),
       queues_(port.queues()),
       sources_(std::make_shared<MediaSources>()) {}
@@ -186,6 +187,35 @@ void BridgeCall::onCallSdpCreated(pj::OnCallSdpCreatedParam& prm) {
     std::copy(kept.begin(), kept.end(), media->desc.fmt);
     media->desc.fmt_count = unsigned(kept.size());
   }
+}
+
+void BridgeCall::makeCallBy(const std::string& uri, const pj::CallOpParam& prm, const std::string& next_hop) {
+  if (next_hop.empty()) {
+    makeCall(uri, prm);
+    return;
+  }
+  // pjsua takes a dialog's first hop from its account alone, so the account has it for the length of this call. A
+  // route with "hide" is followed and not written (pjsip's pjsip_process_route_set).
+  pj_pool_t* pool = pjsua_pool_create("route", 512, 512);
+  std::string text = "<" + next_hop + ";lr;hide>";
+  pj_str_t name = {const_cast<char*>("Route"), 5};
+  auto* route = static_cast<pjsip_route_hdr*>(pjsip_parse_hdr(pool, &name, text.data(), text.size(), nullptr));
+  if (!route) {
+    pj_pool_release(pool);
+    throw pj::Error(PJSIP_EINVALIDURI, "makeCallBy", next_hop, __FILE__, __LINE__);
+  }
+  pj_list_push_front(&pjsua_var.acc[account_id_].route_set, route);
+  const auto undo = [&] {
+    pj_list_erase(route);
+    pj_pool_release(pool);
+  };
+  try {
+    makeCall(uri, prm);
+  } catch (...) {
+    undo();
+    throw;
+  }
+  undo();
 }
 
 RtpStats BridgeCall::rtpStats() {

@@ -46,6 +46,9 @@ class BridgeCall : public pj::Call {
   // as "192.0.2.0/24" or an address alone, `nat` "off", "on" or "auto". Before the first SDP; without it, nowhere.
   void setMediaSources(const std::vector<std::string>& networks, const std::string& nat,
                        const std::string& signalling_address);
+  // makeCall() whose INVITE is sent to next_hop ("sip:192.0.2.1:5060") whatever host its Request-URI names, "" for
+  // the ordinary way. The message does not show it.
+  void makeCallBy(const std::string& uri, const pj::CallOpParam& prm, const std::string& next_hop);
   RtpStats rtpStats();
   // RFC 4733 was agreed on for what we send.
   bool canSendTelephoneEvents();
@@ -60,6 +63,7 @@ class BridgeCall : public pj::Call {
  private:
 #ifndef SWIG
   Engine& engine_;
+  int account_id_;
   int port_id_;
   std::shared_ptr<PortQueues> queues_;
   std::vector<std::string> codecs_;
