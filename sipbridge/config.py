@@ -269,6 +269,7 @@ class SipConfig(_Table):
     user_agent: Annotated[str, AfterValidator(_check_user_agent)] = "sipbridge"
     max_calls: CallLimit = 400
     unknown: Literal["drop", "403"] = "drop"  # the answer to a source in no trunk
+    digest: Annotated[tuple[Literal["MD5", "SHA-256"], ...], _LIST, _UNIQUE, _NOT_EMPTY] = ("MD5",)  # offered
     media_timeout_s: Annotated[Seconds, Field(ge=1)] = 15.0  # without RTP, once it has come
     first_media_timeout_s: Annotated[Seconds, Field(ge=1)] = 30.0  # without the first RTP packet
     drain_s: Seconds = 60.0  # time that calls have to end after SIGTERM
