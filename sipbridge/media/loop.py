@@ -3,16 +3,16 @@
 
 ::
 
-    bank.read ──► captures (rows, samples) ──► resample to the room's rate ──► mix-minus ──┐
-                       │ echo rows                                                         │
-                       │ sinks (a channel that takes frames)        sources, overlays ──►  │
-    bank.write ◄── playbacks (rows, samples) ◄── resample to the leg's rate ◄──────────────┘
+    bank.read ──► captures ──┬── mix-minus of each rate ◄── what the room's other rates say, resampled
+                             ├── echo
+                             └── sinks: channels that take frames
+    bank.write ◄─ playbacks ◄── the mix, the echo, or a source ◄── overlays
 
 A row is one call leg. Who is in which row changes between two ticks only, by requests that any thread
 may post; the layout is then computed once and kept until the next change. A leg hears its *route*:
 
 `Room`
-    all other members of a named room (mix-minus), at the highest rate that any member has.
+    all other members of a named room (mix-minus), those of its own rate untouched, others resampled.
 `Echo`
     itself.
 `Source`
@@ -39,7 +39,6 @@ from sipbridge.resample import LiveResampler, ResamplerKind, make_resampler
 log = logging.getLogger(__name__)
 
 Samples = NDArray[np.int16]
-_Index = slice | NDArray[np.intp]
 
 _MAX_CATCH_UP_TICKS = 4  # a thread that was held longer drops the rest: delay must not be caught up with
 
@@ -113,35 +112,31 @@ class _Member:
     on_digit: Callable[[str], None] | None = None
 
 
-def _index(rows: list[int]) -> _Index:
-    """Rows as a slice where they follow each other: a view then, and no copy."""
-    if rows and rows[-1] - rows[0] + 1 == len(rows):
-        return slice(rows[0], rows[-1] + 1)
-    return np.array(rows, np.intp)
-
-
 @dataclass(slots=True)
-class _Conversion:
-    """Rows of one rate on their way to or from the rate of their rooms."""
+class _RateGroup:
+    """The members of all rooms whose legs have one rate; those of a room side by side."""
 
-    rows: _Index  # in the bank's matrices
-    places: _Index  # in the room matrix
-    samples: int
-    resampler: LiveResampler | None
-    key: tuple[int, int]
-    ids: tuple[int, ...]
-
-
-@dataclass(slots=True)
-class _RoomGroup:
-    """All rooms of one rate."""
-
-    samples: int
+    rows: slice  # in the bank's matrices
+    heard: Samples  # (rows, samples): what they say
+    mixed: Samples  # what they are to hear
     plan: MixPlan
-    heard: Samples
-    mixed: Samples
-    inward: list[_Conversion]
-    outward: list[_Conversion]
+    places: dict[str, int]  # of the rooms in the plan
+    starts: NDArray[np.intp]  # of the rooms in the rows
+    sums: NDArray[np.int32] | None = None  # (rooms, samples), where some room has members of another rate
+    sources: NDArray[np.int32] | None = None  # what those say
+
+
+@dataclass(slots=True)
+class _Crossing:
+    """What the members of one rate say, for those of another rate in the same rooms."""
+
+    key: tuple[int, int]
+    rooms: tuple[str, ...]
+    resampler: LiveResampler
+    of: _RateGroup
+    of_rooms: list[int]
+    to: _RateGroup
+    to_rooms: list[int]
 
 
 class MediaLoop:
@@ -157,7 +152,8 @@ class MediaLoop:
         self._changes: deque[Callable[[], None]] = deque()
         self._members: dict[int, _Member] = {}
         self._rows: list[_Member] = []
-        self._groups: list[_RoomGroup] = []
+        self._groups: list[_RateGroup] = []
+        self._crossings: list[_Crossing] = []
         self._echo_rows: NDArray[np.intp] = np.empty(0, np.intp)
         self._muted_rows: NDArray[np.intp] = np.empty(0, np.intp)
         self._row_samples: list[int] = []
@@ -255,16 +251,10 @@ class MediaLoop:
             del self._members[port_id]  # its port is gone
             members = [member for member in members if member.port_id != port_id]
 
-        room_rate: dict[str, int] = {}
-        for member in members:
+        def place(member: _Member) -> tuple[int, str]:
             if isinstance(member.route, Room):
-                name = member.route.name
-                room_rate[name] = max(room_rate.get(name, 0), rate_of[member.port_id])
-
-        def place(member: _Member) -> tuple[int, int, str]:
-            if isinstance(member.route, Room):
-                return 0, room_rate[member.route.name], member.route.name
-            return 1, 0, ""
+                return rate_of[member.port_id], member.route.name
+            return 0, ""
 
         members.sort(key=place)
         self._rows = members
@@ -281,50 +271,17 @@ class MediaLoop:
             self._playbacks[:] = 0
         self._row_samples = [int(rate) * tick_ms // 1000 for rate in rates]
 
-        before = {
-            (kind, c.key): c
-            for group in self._groups
-            for kind, conversions in (("in", group.inward), ("out", group.outward))
-            for c in conversions
-        }
-        self._groups = []
-        names = {
-            rate: [n for n in sorted(room_rate) if room_rate[n] == rate] for rate in set(room_rate.values())
-        }
-        rows_of: dict[str, list[int]] = {name: [] for name in room_rate}
+        rows_by_rate: dict[int, list[int]] = {}
         for row, member in enumerate(members):
             if isinstance(member.route, Room):
-                rows_of[member.route.name].append(row)
-        for rate_hz in sorted(names):
-            rows = [row for name in names[rate_hz] for row in rows_of[name]]
-            samples = rate_hz * tick_ms // 1000
-            plan = MixPlan([len(rows_of[name]) for name in names[rate_hz]])
-            group = _RoomGroup(
-                samples,
-                plan,
-                np.zeros((len(rows), samples), np.int16),
-                np.zeros((len(rows), samples), np.int16),
-                [],
-                [],
-            )
-            for leg_rate in sorted({int(rates[row]) for row in rows}):
-                at = [i for i, row in enumerate(rows) if rates[row] == leg_rate]
-                leg_ids = tuple(members[rows[i]].port_id for i in at)
-                for kind, conversions, key in (
-                    ("in", group.inward, (leg_rate, rate_hz)),
-                    ("out", group.outward, (rate_hz, leg_rate)),
-                ):
-                    conversions.append(
-                        _Conversion(
-                            rows=_index([rows[i] for i in at]),
-                            places=_index(at),
-                            samples=leg_rate * tick_ms // 1000,
-                            resampler=self._resampler_for(key, leg_ids, before.get((kind, key))),
-                            key=key,
-                            ids=leg_ids,
-                        )
-                    )
-            self._groups.append(group)
+                rows_by_rate.setdefault(int(rates[row]), []).append(row)
+        groups = {rate_hz: self._group(rate_hz, rows) for rate_hz, rows in rows_by_rate.items()}
+        self._groups = list(groups.values())
+        self._cross(groups)
+        self._rooms = {}
+        for rate_hz, group in groups.items():
+            for name in group.places:
+                self._rooms[name] = max(self._rooms.get(name, 0), rate_hz)
 
         self._echo_rows = np.array(
             [row for row, member in enumerate(members) if isinstance(member.route, Echo)], np.intp
@@ -337,19 +294,61 @@ class MediaLoop:
         ]
         self._changing = [row for row, member in enumerate(members) if member.fresh or member.leaving]
         self._lay_out_detectors(members, rates)
-        self._rooms = room_rate
+
+    def _group(self, rate_hz: int, rows: list[int]) -> _RateGroup:
+        span = slice(rows[0], rows[-1] + 1)
+        samples = rate_hz * self._tick_ms // 1000
+        sizes: dict[str, int] = {}
+        for row in rows:
+            route = self._rows[row].route
+            assert isinstance(route, Room)
+            sizes[route.name] = sizes.get(route.name, 0) + 1
+        if samples == self._captures.shape[1]:  # nothing but these samples in the rows: no copy is needed
+            heard, mixed = self._captures[span], self._playbacks[span]
+        else:
+            heard, mixed = (np.zeros((len(rows), samples), np.int16) for _ in range(2))
+        counts = np.array(list(sizes.values()), np.intp)
+        places = {name: i for i, name in enumerate(sizes)}
+        return _RateGroup(span, heard, mixed, MixPlan(counts.tolist()), places, np.cumsum(counts) - counts)
+
+    def _cross(self, groups: dict[int, _RateGroup]) -> None:
+        """Rooms with members of several rates: each hears its own rate untouched, the others resampled.
+
+        So two G.711 legs stay bit-identical, and at the same delay, while a G.722 leg comes and goes.
+        """
+        before = {crossing.key: crossing for crossing in self._crossings}
+        self._crossings = []
+        for of_hz, of in groups.items():
+            for to_hz, to in groups.items():
+                rooms = tuple(name for name in of.places if name in to.places)
+                if of_hz == to_hz or not rooms:
+                    continue
+                if of.sums is None:
+                    of.sums = np.zeros((len(of.places), of.heard.shape[1]), np.int32)
+                if to.sources is None:
+                    to.sources = np.zeros((len(to.places), to.heard.shape[1]), np.int32)
+                key = (of_hz, to_hz)
+                self._crossings.append(
+                    _Crossing(
+                        key,
+                        rooms,
+                        self._resampler_for(key, rooms, before.get(key)),
+                        of,
+                        [of.places[name] for name in rooms],
+                        to,
+                        [to.places[name] for name in rooms],
+                    )
+                )
 
     def _resampler_for(
-        self, key: tuple[int, int], ids: tuple[int, ...], before: _Conversion | None
-    ) -> LiveResampler | None:
-        """The converter of these legs, with the state of each that had one."""
-        if key[0] == key[1]:
-            return None
-        if before is None or before.resampler is None:
-            return make_resampler(self._live_resampler, key[0], key[1], len(ids))
-        if before.ids != ids:
-            index = {port_id: i for i, port_id in enumerate(before.ids)}
-            before.resampler.remap(np.array([index.get(port_id, -1) for port_id in ids], np.intp))
+        self, key: tuple[int, int], rooms: tuple[str, ...], before: _Crossing | None
+    ) -> LiveResampler:
+        """The converter of these rooms, with the state of each that had one."""
+        if before is None:
+            return make_resampler(self._live_resampler, key[0], key[1], len(rooms))
+        if before.rooms != rooms:
+            index = {name: i for i, name in enumerate(before.rooms)}
+            before.resampler.remap(np.array([index.get(name, -1) for name in rooms], np.intp))
         return before.resampler
 
     def _lay_out_detectors(self, members: list[_Member], rates: NDArray[np.int32]) -> None:
@@ -411,15 +410,17 @@ class MediaLoop:
         for row in changing:
             self._fade(row, captures[row, : self._row_samples[row]])
         for group in self._groups:
-            for c in group.inward:
-                frames = captures[c.rows, : c.samples]
-                group.heard[c.places] = frames if c.resampler is None else c.resampler.process(frames)
-            group.plan.mix(group.heard, group.mixed)
-            for c in group.outward:
-                frames = group.mixed[c.places]
-                playbacks[c.rows, : c.samples] = (
-                    frames if c.resampler is None else c.resampler.process(frames)
-                )
+            if group.heard.base is not captures:
+                group.heard[:] = captures[group.rows, : group.heard.shape[1]]
+        if self._crossings:
+            self._carry_across()
+        for group in self._groups:
+            sources = (
+                None if group.sources is None else np.clip(group.sources, -32768, 32767).astype(np.int16)
+            )
+            group.plan.mix(group.heard, group.mixed, sources)
+            if group.mixed.base is not playbacks:
+                playbacks[group.rows, : group.mixed.shape[1]] = group.mixed
         if self._echo_rows.size:
             playbacks[self._echo_rows] = captures[self._echo_rows]
         for row, member in self._special:
@@ -434,6 +435,19 @@ class MediaLoop:
                 if self._members.get(member.port_id) is member:
                     del self._members[member.port_id]
                 self._dirty = True
+
+    def _carry_across(self) -> None:
+        for group in self._groups:
+            if group.sums is not None:
+                np.add.reduceat(group.heard, group.starts, axis=0, dtype=np.int32, out=group.sums)
+                np.clip(group.sums, -32768, 32767, out=group.sums)
+            if group.sources is not None:
+                group.sources[:] = 0
+        for crossing in self._crossings:
+            assert crossing.of.sums is not None
+            assert crossing.to.sources is not None
+            sums = crossing.of.sums[crossing.of_rooms].astype(np.int16)
+            crossing.to.sources[crossing.to_rooms] += crossing.resampler.process(sums)
 
     def _fade(self, row: int, samples: Samples) -> None:
         """Ramps a row up on its first tick and down on its last: no click where a leg comes or goes."""
