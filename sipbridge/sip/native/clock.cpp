@@ -22,16 +22,22 @@ void sleepUntil(int64_t ns) {
   }
 }
 
-constexpr unsigned kMaxSendWaitTicks = 2;  // a late media thread moves a packet by so much before it is concealed
+constexpr int kMaxSendWaitTicks = 2;    // a late media thread moves a packet by so much before it is concealed
+constexpr int kMaxCatchUpTicks = 20;    // after a longer stop of the machine the lost time is not played in a burst
+constexpr int kMaxFramesATick = 16;     // whatever a broken buffer says, one leg cannot hold the clock
 
 }  // namespace
 
-Clock::Clock(unsigned tick_ms) : tick_ms_(tick_ms) {}
+Clock::Clock(unsigned tick_ms) : tick_ms_(tick_ms), tick_ns_(tick_ms * 1000000LL) {}
 
 Clock::~Clock() { stop(); }
 
 void Clock::start(std::function<void()> on_thread) {
   if (running_.exchange(true)) return;
+  {
+    std::lock_guard<std::mutex> lock(tick_mutex_);
+    stopped_ = false;
+  }
   thread_ = std::thread([this, on_thread] {
     if (on_thread) on_thread();
     run();
@@ -41,12 +47,16 @@ void Clock::start(std::function<void()> on_thread) {
 void Clock::stop() {
   running_ = false;
   if (thread_.joinable()) thread_.join();
+  {
+    std::lock_guard<std::mutex> lock(tick_mutex_);
+    stopped_ = true;
+  }
   tick_changed_.notify_all();
 }
 
 unsigned long long Clock::wait(unsigned long long last, unsigned timeout_ms) {
   std::unique_lock<std::mutex> lock(tick_mutex_);
-  tick_changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [&] { return tick_ > last; });
+  tick_changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [&] { return tick_ > last || stopped_; });
   return std::max(tick_, last);
 }
 
@@ -61,14 +71,13 @@ ClockStats Clock::stats() {
 
 void Clock::attach(std::shared_ptr<LegStream> stream, std::shared_ptr<PortQueues> port) {
   auto leg = std::make_unique<Leg>();
-  leg->period_ns = 1000000000LL * int64_t(stream->frameSamples()) / stream->rateHz();
   leg->frame.resize(stream->frameSamples());
+  leg->period_ns = 1000000000LL * int64_t(stream->frameSamples()) / stream->rateHz();
   leg->stream = std::move(stream);
   leg->port = std::move(port);
+  leg->port->sendingBegins();
   std::lock_guard<std::mutex> lock(legs_mutex_);
-  const int64_t tick_ns = tick_ms_ * 1000000LL;
-  const int64_t slots = std::max<int64_t>(1, leg->period_ns / tick_ns);
-  leg->send_ns = nowNs() + leg->period_ns + int64_t(next_slot_++ % slots) * tick_ns;
+  leg->send_ns = freeSlot(leg->period_ns);
   legs_.push_back(std::move(leg));
 }
 
@@ -78,46 +87,46 @@ void Clock::detach(const LegStream* stream) {
               legs_.end());
 }
 
+// The first frame of a new leg is due in a period or more, in the tick in which the fewest others are.
+int64_t Clock::freeSlot(int64_t period_ns) const {
+  std::vector<unsigned> load(size_t(std::max<int64_t>(1, period_ns / tick_ns_)));
+  const auto slotOf = [&](int64_t ns) -> unsigned& { return load[size_t(ns / tick_ns_) % load.size()]; };
+  for (const auto& leg : legs_) ++slotOf(leg->send_ns);
+  int64_t best = now_ns_ + period_ns;
+  for (size_t i = 1; i < load.size(); ++i) {
+    const int64_t other = now_ns_ + period_ns + int64_t(i) * tick_ns_;
+    if (slotOf(other) < slotOf(best)) best = other;
+  }
+  return best;
+}
+
 void Clock::capture(Leg& leg) {
   const size_t count = leg.frame.size();
   const size_t tick_samples = leg.stream->rateHz() * tick_ms_ / 1000;
-  // bounded: whatever a broken buffer says, one leg cannot hold the clock
-  for (int i = 0; i < 16; ++i) {
+  for (int i = 0; i < kMaxFramesATick; ++i) {
     const auto head = leg.stream->head();
     if (head == LegStream::Head::kEmpty) return;
-    if (head == LegStream::Head::kLost) {
-      if (leg.port->lossWasBridged(count)) {
-        leg.stream->get(leg.frame.data());
-        continue;
-      }
-      // it may only be out of order: wait while there is something to play
-      if (leg.port->captureDepth() >= 2 * tick_samples) return;
-    }
+    const bool lost = head == LegStream::Head::kLost;
+    // it may only be out of order: wait while there is something to play
+    if (lost && leg.port->captureDepth() >= 2 * tick_samples) return;
     if (!leg.stream->get(leg.frame.data())) return;
-    leg.port->received(leg.frame.data(), count, head == LegStream::Head::kLost);
+    if (lost) {
+      leg.port->lost(leg.frame.data(), count);
+    } else {
+      leg.port->received(leg.frame.data(), count);
+    }
   }
 }
 
-void Clock::send(Leg& leg, int64_t tick_ns) {
+void Clock::send(Leg& leg) {
   const size_t count = leg.frame.size();
-  if (!leg.port->playbackActive()) {
-    leg.flowing = false;
-  } else if (!leg.flowing && leg.port->playbackHas(count)) {
-    // the first frame goes out as soon as it is whole: slots that were in step with nothing would let it wait for good
-    leg.flowing = true;
-    leg.send_ns = tick_ns;
+  // a wait ends before the next frame is due
+  const int64_t longest_wait_ns = std::min(kMaxSendWaitTicks * tick_ns_, leg.period_ns - tick_ns_);
+  for (; leg.send_ns <= now_ns_; leg.send_ns += leg.period_ns) {
+    if (now_ns_ - leg.send_ns < longest_wait_ns && leg.port->playbackIsLate(count)) return;
+    leg.port->requested(leg.frame.data(), count);
+    leg.stream->put(leg.frame.data());
   }
-  if (tick_ns < leg.send_ns) return;
-  if (leg.waited < kMaxSendWaitTicks && leg.port->playbackActive() && !leg.port->playbackHas(count)) {
-    ++leg.waited;
-    return;
-  }
-  leg.port->requested(leg.frame.data(), count);
-  leg.stream->put(leg.frame.data());
-  // a packet that was waited for moves its slot: the ones after it are then in time
-  leg.send_ns += leg.period_ns + leg.waited * tick_ms_ * 1000000LL;
-  leg.waited = 0;
-  if (leg.send_ns <= tick_ns) leg.send_ns = tick_ns + leg.period_ns;
 }
 
 void Clock::run() {
@@ -128,32 +137,31 @@ void Clock::run() {
     stats_.real_time = pthread_setschedparam(pthread_self(), SCHED_RR, &priority) == 0;
   }
   pthread_setname_np(pthread_self(), "clock");
-  const int64_t period = tick_ms_ * 1000000LL;
-  int64_t next = nowNs();
+  int64_t next_ns = nowNs();
   while (running_) {
-    next += period;
-    sleepUntil(next);
-    const int64_t started = nowNs();
-    const int64_t late = started - next;
-    // after a stop of the whole machine the lost time is not played back in a burst
-    if (late > 20 * period) next = started;
+    next_ns += tick_ns_;
+    sleepUntil(next_ns);
+    const int64_t started_ns = nowNs();
+    const int64_t late_ns = started_ns - next_ns;
+    if (late_ns > kMaxCatchUpTicks * tick_ns_) next_ns = started_ns;
     {
       std::lock_guard<std::mutex> lock(legs_mutex_);
+      now_ns_ += tick_ns_;
       for (auto& leg : legs_) capture(*leg);
     }
     {
       std::lock_guard<std::mutex> lock(tick_mutex_);
       ++tick_;
     }
-    tick_changed_.notify_one();
+    tick_changed_.notify_all();
     {
       std::lock_guard<std::mutex> lock(legs_mutex_);
-      for (auto& leg : legs_) send(*leg, next);
+      for (auto& leg : legs_) send(*leg);
     }
     std::lock_guard<std::mutex> lock(stats_mutex_);
     ++stats_.ticks;
-    if (late > period / 2) ++stats_.late_ticks;
-    stats_.worst_late_ms = std::max(stats_.worst_late_ms, double(late) / 1e6);
-    stats_.busy_us = stats_.busy_us * 0.99 + 0.01 * double(nowNs() - started) / 1e3;
+    if (late_ns > tick_ns_ / 2) ++stats_.late_ticks;
+    stats_.worst_late_ms = std::max(stats_.worst_late_ms, double(late_ns) / 1e6);
+    stats_.busy_us = stats_.busy_us * 0.99 + 0.01 * double(nowNs() - started_ns) / 1e3;
   }
 }

@@ -37,13 +37,15 @@ struct ClockStats {
 };
 
 // Every tick (absolute schedule, so no drift): each stream that has a packet gives it to its port; the media thread is
-// signalled; each stream whose slot has come sends what its port has for it. Slots are spread over the ticks.
+// signalled; each stream whose slot has come sends what its port has for it. Slots are spread over the ticks. Frames
+// keep their count: one that is late is sent up to two ticks after its slot, and the next one in its own slot again.
 class Clock {
  public:
   explicit Clock(unsigned tick_ms);
   ~Clock();
 
-  // Waits until a tick later than `last` and returns its number; returns `last` after timeout_ms or when stopped.
+  // Waits until a tick later than `last` and returns its number; returns `last` after timeout_ms, or when the clock has
+  // been stopped.
   unsigned long long wait(unsigned long long last, unsigned timeout_ms);
   void stop();
   ClockStats stats();
@@ -61,24 +63,26 @@ class Clock {
     std::shared_ptr<LegStream> stream;
     std::shared_ptr<PortQueues> port;
     std::vector<int16_t> frame;
-    int64_t period_ns = 0, send_ns = 0;
-    unsigned waited = 0;   // ticks that the frame now due has been waited for
-    bool flowing = false;  // somebody writes what it sends, and its slots are in step with that
+    int64_t period_ns;
+    int64_t send_ns;  // when its next frame is due
   };
 
   void run();
   void capture(Leg& leg);
-  void send(Leg& leg, int64_t tick_ns);
+  void send(Leg& leg);
+  int64_t freeSlot(int64_t period_ns) const;
 
   const unsigned tick_ms_;
+  const int64_t tick_ns_;
   std::thread thread_;
   std::atomic<bool> running_{false};
   std::mutex legs_mutex_;
   std::vector<std::unique_ptr<Leg>> legs_;
-  unsigned next_slot_ = 0;
+  int64_t now_ns_ = 0;  // the ticks so far, as time: it stands still while the machine does
   std::mutex tick_mutex_;
   std::condition_variable tick_changed_;
   unsigned long long tick_ = 0;
+  bool stopped_ = false;
   std::mutex stats_mutex_;
   ClockStats stats_;
 #endif

@@ -8,7 +8,7 @@ FramePort::~FramePort() { close(); }
 
 void FramePort::onFrameReceived(pj::MediaFrame& frame) {
   if (frame.type != PJMEDIA_FRAME_TYPE_AUDIO || frame.buf.empty()) return;
-  queues_->received(reinterpret_cast<const int16_t*>(frame.buf.data()), frame.buf.size() / sizeof(int16_t), false);
+  queues_->received(reinterpret_cast<const int16_t*>(frame.buf.data()), frame.buf.size() / sizeof(int16_t));
 }
 
 void FramePort::onFrameRequested(pj::MediaFrame& frame) {

@@ -25,7 +25,7 @@ class FramePort : public pj::AudioMediaPort {
   void mark(unsigned long long id) { queues_->mark(id); }
   std::vector<PortMark> takeMarks() { return queues_->takeMarks(); }
   // At the port's rate; for what does not go through the bank.
-  void write(const int16_t* samples, size_t count) { queues_->write(samples, count); }
+  void write(const int16_t* samples, size_t count) { queues_->write(samples, count, queues_->rateHz()); }
   PortStats stats() { return queues_->stats(); }
   // No more in the bank from now on. The memory goes with the last owner, the clock being one.
   void close() { bank_.remove(id_); }

@@ -3,140 +3,280 @@
 // back what is too much, without a click.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <vector>
 
+struct JitterStats {
+  unsigned long long underruns = 0;          // times it ran dry while playing
+  unsigned long long concealed_samples = 0;  // made up to bridge them
+  unsigned long long trims = 0;              // times depth was given back
+  unsigned long long trimmed_samples = 0;
+  unsigned long long overflow_samples = 0;   // the oldest, dropped because more came than may wait
+};
+
 // How the depth follows the arrivals: it starts with what the first push brings. A pop that finds too little conceals
 // the rest, and since what comes late is still played, the depth has then grown by exactly the lateness. The least
-// spare seen over a window of two seconds is depth that no arrival needed: it is taken out again by overlap-add where
-// the waveform repeats best (WSOLA; Verhelst and Roelands 1993), or at once where it is silent.
+// spare seen over a window of two seconds is depth that no arrival needed: it is taken out again where the waveform
+// repeats itself or is silent, the two sides of the cut laid over each other (WSOLA; Verhelst and Roelands 1993).
 //
-// Units: samples of one rate, int16, mono. No lock and no allocation after configure(); the owner guards it.
+// Wherever what is heard next is not what was to follow (a cut, the end of a gap), it is faded over from the one to the
+// other. While arrivals are regular what comes out is what went in, bit by bit.
+//
+// Units: samples of one rate, int16, mono. No lock, and no allocation after configure(); the owner guards it.
 class JitterQueue {
  public:
-  struct Stats {
-    uint64_t underruns = 0;          // times it ran dry while playing
-    uint64_t concealed_samples = 0;  // made up to bridge them
-    uint64_t trims = 0;              // times depth was given back
-    uint64_t trimmed_samples = 0;
-    uint64_t overflow_samples = 0;   // came while it was full, the oldest dropped
-    uint64_t played_samples = 0;     // real samples that were popped
-  };
-
   JitterQueue(unsigned rate_hz, unsigned max_ms) { configure(rate_hz, max_ms); }
 
+  // Starts anew at a rate: what waits is written off. The counts go on, in samples of the new rate.
   void configure(unsigned rate_hz, unsigned max_ms) {
+    written_off_ += depth();
+    if (rate_hz_ > 0) {
+      for (auto* count : {&stats_.concealed_samples, &stats_.trimmed_samples, &stats_.overflow_samples}) {
+        *count = *count * rate_hz / rate_hz_;
+      }
+    }
     rate_hz_ = rate_hz;
-    max_ = size_t(rate_hz) * max_ms / 1000;
-    buffer_.assign(max_ * 2 + kMaxChunk, 0);
+    max_ = ms(std::max(max_ms, kBlendMs));
+    buffer_.assign(max_ * 3, 0);
     history_.assign(ms(kHistoryMs), 0);
-    template_.assign(ms(kHistoryMs), 0);
-    head_ = tail_ = 0;
-    playing_ = false;
-    extension_left_ = 0;
+    extension_.assign(ms(kFadeMs), 0);
+    before_.assign(ms(kBlendMs), 0);
+    head_ = tail_ = news_ = held_ = 0;
+    extension_at_ = extension_end_ = join_at_ = join_end_ = 0;
+    playing_ = started_ = popped_ = false;
+    fresh_ = true;
     resetWindow();
   }
 
   unsigned rateHz() const { return rate_hz_; }
   size_t depth() const { return tail_ - head_; }
-  const Stats& stats() const { return stats_; }
+  bool playing() const { return playing_; }  // the last sample popped was a real one
+  const JitterStats& stats() const { return stats_; }
+
+  // Positions in the stream of all samples pushed. taken() is pushed() less depth(): what was popped, trimmed, dropped
+  // or cleared. A mark set at pushed() is passed once taken() has reached it.
+  unsigned long long pushed() const { return pushed_; }
+  unsigned long long taken() const { return played_ + written_off_; }
 
   void push(const int16_t* samples, size_t count) {
-    if (count > max_) {
-      stats_.overflow_samples += count - max_;
-      samples += count - max_;
-      count = max_;
+    news_ = std::min(popped_ ? news_ + count : count, max_);
+    while (count > 0) {
+      const size_t piece = std::min(count, max_);
+      if (tail_ + piece > buffer_.size()) {
+        std::memmove(buffer_.data(), buffer_.data() + head_, depth() * sizeof(int16_t));
+        tail_ -= head_;
+        head_ = 0;
+      }
+      std::memcpy(buffer_.data() + tail_, samples, piece * sizeof(int16_t));
+      tail_ += piece;
+      pushed_ += piece;
+      if (depth() > max_) {
+        stats_.overflow_samples += depth() - max_;
+        cut(depth() - max_);
+      }
+      samples += piece;
+      count -= piece;
     }
-    if (depth() + count > max_) {
-      const size_t drop = depth() + count - max_;
-      head_ += drop;
-      written_off_ += drop;
-      stats_.overflow_samples += drop;
-    }
-    if (tail_ + count > buffer_.size()) {
-      std::memmove(buffer_.data(), buffer_.data() + head_, depth() * sizeof(int16_t));
-      tail_ -= head_;
-      head_ = 0;
-    }
-    std::memcpy(buffer_.data() + tail_, samples, count * sizeof(int16_t));
-    tail_ += count;
-    pushed_ += count;
   }
 
   // Fills all of out; returns how many of its samples were real ones (the others are concealment or silence).
   size_t pop(int16_t* out, size_t count) {
+    popped_ = true;
     if (give_back_ > 0) shrink(count);
-    const size_t real = std::min(count, depth());
+    size_t real = std::min(count, depth());
+    if (!playing_ && real < count && depth() != held_) {
+      // it begins again with a whole pop, not to stutter; or with what there is when no more came since the last pop
+      held_ = depth();
+      real = 0;
+    }
     if (real > 0) {
-      const int16_t* from = buffer_.data() + head_;
-      if (!playing_ && started_) {
-        blendIn(out, from, real);
-      } else {
-        std::memcpy(out, from, real * sizeof(int16_t));
-      }
+      if (fresh_) dropOld(count);
+      if (!playing_) resume();
+      std::memcpy(out, buffer_.data() + head_, real * sizeof(int16_t));
+      const size_t joined = std::min(real, join_end_ - join_at_);
+      for (size_t i = 0; i < joined; ++i) out[i] = joinedAt(i);
+      join_at_ += joined;
       head_ += real;
-      stats_.played_samples += real;
-      playing_ = started_ = true;
+      played_ += real;
       remember(out, real);
     }
     if (real < count) {
       if (playing_) {
         ++stats_.underruns;
-        beginExtension(ms(kFadeMs), ms(kHoldMs));
+        extendHistory(ms(kFadeMs), ms(kHoldMs));
         playing_ = false;
+        concealing_ = true;
       }
       extend(out + real, count - real);
       resetWindow();
     } else {
       watchSpare(count);
     }
+    news_ = 0;
     return real;
   }
 
-  // Empties it; what was being heard fades within a few milliseconds instead of stopping in mid-wave.
+  // Empties it; what was being heard fades within 4 ms instead of stopping in mid-wave.
   void clear() {
-    written_off_ += depth();
-    head_ = tail_ = 0;
-    if (playing_) {
-      beginExtension(ms(kClearFadeMs), 0);
-      playing_ = false;
+    const size_t fade = ms(kClearFadeMs);
+    if (playing_ && depth() >= fade) {
+      for (size_t i = 0; i < fade; ++i) extension_[i] = joinedAt(i);
+      extension_at_ = 0;
+      extension_end_ = fade;
+    } else if (playing_) {
+      extendHistory(fade, fade);
     }
+    const size_t left = std::min(fade, extension_end_ - extension_at_);
+    for (size_t i = 0; i < left; ++i) {
+      int16_t& sample = extension_[extension_at_ + i];
+      sample = int16_t(std::lrint(sample * double(left - 1 - i) / double(left)));
+    }
+    extension_end_ = extension_at_ + left;
+    written_off_ += depth();
+    head_ = tail_ = held_ = 0;
+    join_at_ = join_end_ = 0;
+    playing_ = concealing_ = false;
     resetWindow();
   }
 
-  // Position in the stream of all pushed samples; a mark set at pushed() is passed once taken() has reached it.
-  uint64_t pushed() const { return pushed_; }
-  uint64_t taken() const { return stats_.played_samples + written_off_; }
-  bool playing() const { return playing_; }
+  // Somebody begins to push after a pause. The depth is found anew: it is what the latest pushes have brought by the
+  // time that there is enough for a pop.
+  void pushingBegins() { fresh_ = true; }
+
+  // Somebody begins to pop after a pause: the same, and of what has gathered until then only the last push counts.
+  void poppingBegins() {
+    fresh_ = true;
+    popped_ = playing_ = concealing_ = false;
+    extension_at_ = extension_end_ = 0;
+    resetWindow();
+  }
 
  private:
-  static constexpr size_t kMaxChunk = 5760;     // 120 ms at 48 kHz: the longest frame of any codec here
-  static constexpr unsigned kHistoryMs = 30;    // what a lost pitch period is looked for in
-  static constexpr unsigned kHoldMs = 10;       // the extension keeps its level this long,
-  static constexpr unsigned kFadeMs = 50;       // then fades to nothing by here
+  static constexpr unsigned kHistoryMs = 30;   // what a pitch period is looked for in
+  static constexpr unsigned kPitchSpanMs = 8;  // how much of its end has to repeat
+  static constexpr unsigned kHoldMs = 10;      // the extension keeps its level this long,
+  static constexpr unsigned kFadeMs = 50;      // then fades to nothing by here
   static constexpr unsigned kClearFadeMs = 4;
-  static constexpr unsigned kBlendMs = 4;       // overlap where extension and new audio, or two cuts, meet
-  static constexpr unsigned kWindowMs = 2000;
-  static constexpr unsigned kMinSpareMs = 10;   // less than this is not worth a cut
+  static constexpr unsigned kBlendMs = 4;      // in which one thing goes over to another
+  static constexpr size_t kParts = 4;          // of the window of two seconds, which slides by one
+  static constexpr unsigned kPartMs = 500;
+  static constexpr unsigned kWorthMs = 10;     // less spare than this is not worth a cut,
+  static constexpr unsigned kReserveMs = 5;    // and this much of it stays
+  static constexpr unsigned kLongestCutMs = 10;
+  static constexpr unsigned kPatienceMs = 500;  // how long a good place for a cut is waited for
+  static constexpr double kAlike = 0.9;         // what makes one, as a correlation
+  static constexpr double kQuiet = 30;          // RMS of what counts as silence: -60 dBFS
 
   size_t ms(unsigned milliseconds) const { return size_t(rate_hz_) * milliseconds / 1000; }
+  // Searches look at one sample in so many: speech is alike or not by what lies below 4 kHz.
+  size_t step() const { return std::max<size_t>(1, rate_hz_ / 8000); }
+  size_t shortestShift() const { return ms(5) / 2; }
+
+  // --- depth
 
   void resetWindow() {
-    window_ = 0;
-    least_spare_ = SIZE_MAX;
-    give_back_ = 0;
+    least_spare_.fill(0);
+    least_spare_[0] = SIZE_MAX;
+    part_ = part_samples_ = give_back_ = 0;
   }
 
   void watchSpare(size_t count) {
-    least_spare_ = std::min(least_spare_, depth());
-    window_ += count;
-    if (window_ < ms(kWindowMs)) return;
-    give_back_ = least_spare_ >= ms(kMinSpareMs) ? least_spare_ - ms(kMinSpareMs) / 2 : 0;
-    window_ = 0;
-    least_spare_ = SIZE_MAX;
+    const size_t spare = depth(), reserve = ms(kReserveMs);
+    if (give_back_ > 0) {
+      give_back_ = std::min(give_back_, spare > reserve ? spare - reserve : 0);
+      patience_ -= std::min(patience_, count);
+    }
+    least_spare_[part_] = std::min(least_spare_[part_], spare);
+    part_samples_ += count;
+    if (part_samples_ < ms(kPartMs)) return;
+    part_samples_ = 0;
+    const size_t least = *std::min_element(least_spare_.begin(), least_spare_.end());
+    if (give_back_ == 0 && least >= ms(kWorthMs)) {
+      give_back_ = least - reserve;
+      patience_ = ms(kPatienceMs);
+    }
+    part_ = (part_ + 1) % kParts;
+    least_spare_[part_] = SIZE_MAX;
+  }
+
+  // Takes up to give_back_ samples out of the front, by a shift after which the waveform goes on as it would have.
+  void shrink(size_t count) {
+    if (give_back_ < shortestShift()) {
+      give_back_ = 0;
+      return;
+    }
+    const size_t blend = ms(kBlendMs), most = std::min(give_back_, ms(kLongestCutMs));
+    if (depth() < count + most + blend) return;
+    const int16_t* now = buffer_.data() + head_;
+    double likeness = 0;
+    const size_t shift = bestShift(most, likeness, [&](size_t d, size_t step) { return similarity(now, now + d, blend, step); });
+    if (likeness < kAlike && patience_ > 0) return;
+    cut(shift);
+    give_back_ -= shift;
+    ++stats_.trims;
+    stats_.trimmed_samples += shift;
+  }
+
+  void dropOld(size_t count) {
+    fresh_ = false;
+    const size_t kept = std::max(count, news_);
+    if (depth() > kept) cut(depth() - kept);
+  }
+
+  // Drops the first samples that wait; what follows them is faded over to from what would have been heard.
+  void cut(size_t count) {
+    // at a second cut before anything was heard, what would have been is what it was before the first
+    if (playing_ && (join_at_ > 0 || join_end_ == 0)) {
+      const size_t length = std::min(ms(kBlendMs), depth());
+      for (size_t i = 0; i < length; ++i) before_[i] = joinedAt(i);
+      join_at_ = 0;
+      join_end_ = length;
+    }
+    head_ += count;
+    written_off_ += count;
+  }
+
+  // --- what is heard where something is missing
+
+  // The i-th of the samples that wait, as it will be heard.
+  int16_t joinedAt(size_t i) const {
+    const int16_t sample = buffer_[head_ + i];
+    const size_t at = join_at_ + i;
+    if (at >= join_end_) return sample;
+    const double weight = double(at + 1) / double(join_end_ + 1);
+    return int16_t(std::lrint(before_[at] * (1 - weight) + sample * weight));
+  }
+
+  // Audio goes on after a gap: faded over to from what the extension would have gone on with, silence when it is over.
+  void resume() {
+    playing_ = true;
+    concealing_ = false;
+    held_ = 0;
+    join_at_ = join_end_ = 0;
+    if (started_) {
+      join_end_ = before_.size();
+      nextExtension(before_.data(), before_.size());
+    }
+    started_ = true;
+    extension_at_ = extension_end_ = 0;
+  }
+
+  size_t nextExtension(int16_t* out, size_t count) {
+    const size_t made = std::min(count, extension_end_ - extension_at_);
+    std::memcpy(out, extension_.data() + extension_at_, made * sizeof(int16_t));
+    std::memset(out + made, 0, (count - made) * sizeof(int16_t));
+    extension_at_ += made;
+    return made;
+  }
+
+  void extend(int16_t* out, size_t count) {
+    const size_t made = nextExtension(out, count);
+    if (concealing_) stats_.concealed_samples += made;
+    if (started_) remember(out, count);
   }
 
   void remember(const int16_t* samples, size_t count) {
@@ -149,97 +289,82 @@ class JitterQueue {
     }
   }
 
-  // The lag at which the end of the history repeats itself best, by normalised correlation; coarse in steps of 125 us.
-  size_t pitchLag() const {
-    const size_t size = history_.size(), span = ms(8), step = std::max<size_t>(1, rate_hz_ / 8000);
-    const int16_t* end = history_.data() + size - span;
-    size_t best = ms(10);
-    double best_score = 0;
-    for (size_t lag = ms(5) / 2; lag <= ms(20); lag += step) {
-      double cross = 0, energy = 1;
-      for (size_t i = 0; i < span; i += step) {
-        cross += double(end[i]) * end[ptrdiff_t(i) - ptrdiff_t(lag)];
-        energy += double(end[ptrdiff_t(i) - ptrdiff_t(lag)]) * end[ptrdiff_t(i) - ptrdiff_t(lag)];
+  // Makes what follows the history: its last pitch period over and over, level for `hold` samples, then fading.
+  void extendHistory(size_t length, size_t hold) {
+    const int16_t* end = history_.data() + history_.size();
+    const int16_t* last = end - ms(kPitchSpanMs);
+    double likeness = 0;
+    const size_t lag = bestShift(ms(20), likeness, [&](size_t d, size_t step) { return similarity(last, last - d, ms(kPitchSpanMs), step); });
+    const int16_t* period = end - lag;
+    const size_t blend = std::min(ms(kBlendMs), lag);
+    // The loop's end goes over to what came before its start, and its start takes up the last sample heard.
+    const double offset = end[-1] - period[-1];
+    for (size_t i = 0; i < length; ++i) {
+      const size_t at = i % lag;
+      double sample = period[at];
+      if (at + blend >= lag) {
+        const double weight = double(at + blend - lag + 1) / double(blend + 1);
+        sample += (*(period + at - lag) - sample) * weight;
       }
-      const double score = cross > 0 ? cross * cross / energy : 0;
-      if (score > best_score) best_score = score, best = lag;
+      if (i < blend) sample += offset * double(blend - i) / double(blend + 1);
+      if (i >= hold) sample *= double(length - 1 - i) / double(length - hold);
+      extension_[i] = int16_t(std::lrint(std::clamp(sample, -32768.0, 32767.0)));
+    }
+    extension_at_ = 0;
+    extension_end_ = length;
+  }
+
+  // Normalised correlation of two stretches, -1 to 1. Where both are silent any shift is good.
+  static double similarity(const int16_t* a, const int16_t* b, size_t length, size_t step) {
+    int64_t cross = 0, energy_a = 0, energy_b = 0;
+    for (size_t i = 0; i < length; i += step) {
+      cross += a[i] * b[i];
+      energy_a += a[i] * a[i];
+      energy_b += b[i] * b[i];
+    }
+    const double quiet = kQuiet * kQuiet * double(length / step);
+    if (double(energy_a) < quiet && double(energy_b) < quiet) return 1;
+    return double(cross) / std::sqrt(std::max(1.0, double(energy_a) * double(energy_b)));
+  }
+
+  // The shift of 2.5 ms to `most` that scores best, and its score: first in coarse steps, then to the sample.
+  template <typename Score>
+  size_t bestShift(size_t most, double& best_score, Score score) const {
+    size_t best = most;
+    best_score = -2;
+    const auto consider = [&](size_t shift, size_t step) {
+      const double found = score(shift, step);
+      if (found > best_score) best_score = found, best = shift;
+    };
+    // from the longest: of shifts that are equally good (silence) it is the one that gives back most
+    for (size_t shift = most; shift >= shortestShift(); shift -= step()) consider(shift, step());
+    if (step() == 1) return best;
+    const size_t coarse = best;
+    best_score = -2;
+    for (size_t shift = std::min(most, coarse + step() - 1); shift + step() > coarse && shift >= shortestShift(); --shift) {
+      consider(shift, 1);
     }
     return best;
   }
 
-  void beginExtension(size_t length, size_t hold) {
-    const size_t lag = pitchLag();
-    std::memcpy(template_.data(), history_.data() + history_.size() - lag, lag * sizeof(int16_t));
-    template_length_ = lag;
-    extension_length_ = extension_left_ = length;
-    extension_hold_ = hold;
-  }
-
-  int16_t nextExtension() {
-    if (extension_left_ == 0) return 0;
-    const size_t at = extension_length_ - extension_left_--;
-    const double gain = at < extension_hold_ ? 1.0 : double(extension_left_) / double(extension_length_ - extension_hold_);
-    return int16_t(std::lrint(template_[at % template_length_] * gain));
-  }
-
-  void extend(int16_t* out, size_t count) {
-    for (size_t i = 0; i < count; ++i) {
-      if (extension_left_ > 0) ++stats_.concealed_samples;
-      out[i] = nextExtension();
-    }
-    if (count > 0 && started_) remember(out, count);
-  }
-
-  // Audio resumes after a gap: cross-fade from what the extension would have gone on with (silence when it has faded).
-  void blendIn(int16_t* out, const int16_t* from, size_t count) {
-    const size_t blend = std::min(count, ms(kBlendMs));
-    for (size_t i = 0; i < blend; ++i) {
-      const double weight = double(i + 1) / double(blend + 1);
-      out[i] = int16_t(std::lrint(from[i] * weight + nextExtension() * (1 - weight)));
-    }
-    std::memcpy(out + blend, from + blend, (count - blend) * sizeof(int16_t));
-    extension_left_ = 0;
-  }
-
-  // Takes up to give_back_ samples out of the front, where the waveform d samples on looks most like the one now.
-  void shrink(size_t count) {
-    const size_t blend = ms(kBlendMs), step = std::max<size_t>(1, rate_hz_ / 8000);
-    const size_t most = std::min(give_back_, ms(10));
-    if (most < ms(5) / 2 || depth() < count + most + blend) return;
-    int16_t* now = buffer_.data() + head_;
-    size_t best = most;
-    double best_score = -1e30;
-    for (size_t d = ms(5) / 2; d <= most; d += step) {
-      double cross = 0, energy = 1;
-      for (size_t i = 0; i < blend; i += step) {
-        cross += double(now[i]) * now[d + i];
-        energy += double(now[d + i]) * now[d + i];
-      }
-      const double score = cross / std::sqrt(energy);
-      // a longer cut is preferred where the match is the same, as it is in silence
-      if (score >= best_score) best_score = score, best = d;
-    }
-    for (size_t i = 0; i < blend; ++i) {
-      const double weight = double(i + 1) / double(blend + 1);
-      now[best + i] = int16_t(std::lrint(now[i] * (1 - weight) + now[best + i] * weight));
-    }
-    head_ += best;
-    written_off_ += best;
-    give_back_ -= best;
-    ++stats_.trims;
-    stats_.trimmed_samples += best;
-  }
-
-  unsigned rate_hz_ = 8000;
+  unsigned rate_hz_ = 0;
   size_t max_ = 0;
-  std::vector<int16_t> buffer_;   // [head_, tail_) is what waits
+  std::vector<int16_t> buffer_;     // [head_, tail_) is what waits
   size_t head_ = 0, tail_ = 0;
-  std::vector<int16_t> history_;  // the last samples that were heard
-  std::vector<int16_t> template_; // one pitch period, repeated while concealing
-  size_t template_length_ = 1, extension_length_ = 0, extension_left_ = 0, extension_hold_ = 0;
-  bool playing_ = false;          // the last sample popped was a real one
-  bool started_ = false;          // one was, ever
-  size_t window_ = 0, least_spare_ = SIZE_MAX, give_back_ = 0;
-  uint64_t pushed_ = 0, written_off_ = 0;
-  Stats stats_;
+  size_t news_ = 0;                 // came since the last pop; before the first one: with the last push
+  size_t held_ = 0;                 // waited at the last pop, and was too little to begin with
+  std::vector<int16_t> history_;    // the last samples that were heard
+  std::vector<int16_t> extension_;  // what is heard when nothing waits
+  size_t extension_at_ = 0, extension_end_ = 0;
+  std::vector<int16_t> before_;     // what a join fades over from
+  size_t join_at_ = 0, join_end_ = 0;
+  bool playing_ = false;
+  bool started_ = false;            // a real sample was popped, ever
+  bool popped_ = false;             // somebody pops
+  bool fresh_ = true;               // no real sample was popped since somebody began to push or to pop
+  bool concealing_ = false;         // the extension stands for what is late, not for what was cleared
+  std::array<size_t, kParts> least_spare_;
+  size_t part_ = 0, part_samples_ = 0, give_back_ = 0, patience_ = 0;
+  unsigned long long pushed_ = 0, played_ = 0, written_off_ = 0;
+  JitterStats stats_;
 };

@@ -18,6 +18,7 @@ void PortBank::remove(int id) {
   for (auto& row : rows_) {
     if (row.port == found->second) row.port.reset();
   }
+  found->second->setActive(false);
   ports_.erase(found);
 }
 
@@ -26,7 +27,7 @@ void PortBank::layout(const int32_t* ids, size_t id_count, int32_t* rates_hz, si
   std::vector<Row> before;
   before.swap(rows_);
   for (size_t i = 0; i < std::min(id_count, rate_count); ++i) {
-    const auto found = ports_.find(std::abs(ids[i]));
+    const auto found = ports_.find(int(std::abs(int64_t(ids[i]))));
     Row row{found == ports_.end() ? nullptr : found->second, 0, ids[i] > 0};
     if (row.port) {
       row.rate_hz = row.port->rateHz();
@@ -50,12 +51,9 @@ unsigned PortBank::read(int16_t* matrix, size_t size) {
   for (size_t i = 0; i < rows_.size(); ++i) {
     const Row& row = rows_[i];
     int16_t* out = matrix + i * columns;
-    if (row.port && row.port->rateHz() == row.rate_hz) {
-      row.port->read(out, std::min<size_t>(columns, row.rate_hz * tick_ms_ / 1000));
-    } else {
-      std::memset(out, 0, columns * sizeof(int16_t));
-      ++stale;
-    }
+    if (row.port && row.port->read(out, std::min<size_t>(columns, row.rate_hz * tick_ms_ / 1000), row.rate_hz)) continue;
+    std::memset(out, 0, columns * sizeof(int16_t));
+    ++stale;
   }
   return stale;
 }
@@ -66,8 +64,8 @@ void PortBank::write(const int16_t* matrix, size_t size) {
   const size_t columns = size / rows_.size();
   for (size_t i = 0; i < rows_.size(); ++i) {
     const Row& row = rows_[i];
-    if (row.written && row.port && row.port->rateHz() == row.rate_hz) {
-      row.port->write(matrix + i * columns, std::min<size_t>(columns, row.rate_hz * tick_ms_ / 1000));
+    if (row.written && row.port) {
+      row.port->write(matrix + i * columns, std::min<size_t>(columns, row.rate_hz * tick_ms_ / 1000), row.rate_hz);
     }
   }
 }
