@@ -11,7 +11,7 @@ from tests.support import audio, setup
 from tests.support.baresip import Baresip
 from tests.support.server import Server
 
-VOICES = (audio.speech(120.0, voice=0), audio.speech(120.0, voice=2))
+VOICES = (audio.speech(60.0, voice=0), audio.speech(60.0, voice=2))
 SECONDS = 4.0
 
 
@@ -22,8 +22,9 @@ def phone(tmp_path: Path) -> Iterator[Callable[..., Baresip]]:
 
     def make(**options: Any) -> Baresip:
         number = len(phones)
-        voice = audio.write_wav(tmp_path / f"voice{number}.wav", VOICES[number])
-        phones.append(Baresip(tmp_path / f"phone{number}", voice, user=f"baresip{number}", **options))
+        phones.append(
+            Baresip(tmp_path / f"phone{number}", VOICES[number], user=f"baresip{number}", **options)
+        )
         return phones[-1]
 
     yield make
@@ -31,7 +32,7 @@ def phone(tmp_path: Path) -> Iterator[Callable[..., Baresip]]:
         made.close()
 
 
-@pytest.mark.parametrize("codec", ["PCMU", "PCMA", "G722", "opus"])
+@pytest.mark.parametrize("codec", ["PCMU", "G722", "opus"])
 def test_two_telephones_hear_each_other(codec: str, server: Server, phone: Callable[..., Baresip]) -> None:
     """In one room each hears the other's speech, and not its own."""
     phones = [phone(codec=codec), phone(codec=codec)]

@@ -5,6 +5,7 @@ import signal
 import socket
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import MakeCall, MakePeer, RunSipp
@@ -275,7 +276,7 @@ def test_port_in_use(tmp_path: Path) -> None:
         result = run("serve", "--config", path, environment=lone_environment(tmp_path))
     assert result.code == 2
     assert str(port) in result.err
-    assert "python" in result.err
+    assert psutil.Process().name() in result.err
 
 
 def test_serve_says_where_it_listens_and_how_to_call(tmp_path: Path) -> None:

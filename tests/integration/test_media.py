@@ -107,19 +107,21 @@ def test_loud_members_are_limited_without_wrapping(server: Server, call: MakeCal
 
 
 def test_joins_and_leaves_make_no_click(server: Server, call: MakeCall) -> None:
-    """While others come and go, a tone is heard without a gap or a splice."""
+    """While others come and go, a tone goes on; with other codecs the room's rate changes, but softly."""
     talker, listener = meet(call, Pcmu, Pcmu)
     room = server.call_of(listener.caller)["to"]
     talker.rtp.play(audio.tone(1000, 1.0), loop=True)
     listener.rtp.listen(0.5)
-    since_s = listener.rtp.wait_packets(1)
     for codec in (Pcmu, Opus, G722):
+        since_s = listener.rtp.wait_packets(10)
         visitor = call(room, codec)
         visitor.rtp.listen(0.4)
         visitor.hang_up()
-    heard = listener.rtp.heard(since_s)
-    assert audio.gaps_ms(heard, 8000) == []
-    assert audio.phase_jumps(heard, 8000, 1000) == []
+        heard = listener.rtp.heard(since_s, listener.rtp.wait_packets(10))
+        assert audio.gaps_ms(heard, 8000) == []
+        assert audio.clicks(heard, 8000, 1000) == []
+        if codec is Pcmu:
+            assert audio.phase_jumps(heard, 8000, 1000) == []
 
 
 def test_a_lone_member_hears_a_hint_and_then_silence(server: Server, call: MakeCall) -> None:

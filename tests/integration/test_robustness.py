@@ -60,9 +60,8 @@ def is_alive(server: Server) -> bool:
 
 def test_far_side_is_killed(hard_server: Server, bystander: Call, tmp_path: Path) -> None:
     """A telephone dies in a call: no BYE, and its ports are closed."""
-    voice = audio.write_wav(tmp_path / "voice.wav", audio.speech(60.0))
     with undisturbed(bystander):
-        with Baresip(tmp_path / "phone", voice, user="victim") as phone:
+        with Baresip(tmp_path / "phone", audio.speech(60.0), user="victim") as phone:
             phone.dial(f"sip:room-killed@127.0.0.1:{hard_server.sip_port}")
             phone.wait_for_audio(1.0)
             phone.process.kill()

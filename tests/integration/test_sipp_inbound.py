@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Calls that SIPp makes to the server, and what is heard in them."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -86,15 +87,13 @@ def test_cancel_before_ringing(server: Server, agent: MakeAgent, rtp: MakePeer) 
     """A caller who gives up with the same breath: INVITE and CANCEL arrive together."""
     party, peer = agent(), rtp()
     via, from_, uri = party.via(), party.from_header(), party.uri("ringlong")
-    same = {"via": via, "from_": from_, "call_id": party.user}
-    invite = party.request("INVITE", uri, body=describe(peer), **same)
-    cancel = party.request("CANCEL", uri, **same)
-    party.send(invite)
-    party.send(cancel)
+    same = functools.partial(party.request, via=via, from_=from_, call_id=party.user)
+    party.send(same("INVITE", uri, body=describe(peer)))
+    party.send(same("CANCEL", uri))
     assert party.final("CANCEL").status == 200
     refusal = party.final("INVITE")
     assert refusal.status == 487
-    party.send(party.request("ACK", uri, to=refusal.get("to"), **same))
+    party.send(same("ACK", uri, to=refusal.get("to")))
     ended = server.ended(party.user)
     assert (ended.kind, ended.by, ended.duration_s) == ("cancelled", "caller", 0)
     assert peer.packets == []

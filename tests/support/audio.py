@@ -59,13 +59,13 @@ def read_wav(path: Path) -> tuple[Samples, int]:
         return data[:: source.getnchannels()].astype(np.int16), source.getframerate()
 
 
-def write_wav(path: Path, samples: Samples, rate_hz: int = 8000) -> Path:
-    """Write one channel of 16 bits; gives `path` back."""
+def write_wav(path: Path, samples: Samples, rate_hz: int = 8000, channels: int = 1) -> Path:
+    """Write 16 bits, the same in each channel; gives `path` back."""
     with wave.open(str(path), "wb") as sink:
-        sink.setnchannels(1)
+        sink.setnchannels(channels)
         sink.setsampwidth(2)
         sink.setframerate(rate_hz)
-        sink.writeframes(samples.astype("<i2").tobytes())
+        sink.writeframes(np.repeat(samples.astype("<i2"), channels).tobytes())
     return path
 
 
@@ -139,6 +139,20 @@ def phase_jumps(samples: Samples, rate_hz: int, hz: float, limit_rad: float = 0.
     return [10.0 * (index + 1) for index in np.flatnonzero(jumps)]
 
 
+def clicks(samples: Samples, rate_hz: int, hz: float, limit_db: float = -20.0) -> list[float]:
+    """Times in ms at which a steady tone at `hz` breaks off or jumps from one sample to the next.
+
+    What two samples of a sine foretell of the third is subtracted; a rest above `limit_db` of the tone's
+    amplitude is a click. A change that is faded over some milliseconds is none.
+    """
+    x = samples.astype(np.float64)
+    turn = 2 * np.cos(2 * np.pi * hz / rate_hz)
+    rest = np.abs(x[2:] - turn * x[1:-1] + x[:-2])
+    # The most that a jump between two places of the sine can leave is its amplitude, and some more.
+    found = np.flatnonzero(rest > np.sqrt(2) * rms(samples) * 10 ** (limit_db / 20))
+    return [float(1000 * (index + 2) / rate_hz) for index in found]
+
+
 def align_and_correlate(sent: Samples, heard: Samples, rate_hz: int) -> tuple[float, float]:
     """Where `sent` best fits into `heard`: (delay in seconds, normalised correlation there, 0 to 1).
 
@@ -164,7 +178,9 @@ def align_and_correlate(sent: Samples, heard: Samples, rate_hz: int) -> tuple[fl
     return float(lags[best] / rate_hz), float(scores[best])
 
 
-def likeness(sent: Samples, heard: Samples, rate_hz: int, piece_s: float = 0.1, slack_s: float = 0.05) -> float:
+def likeness(
+    sent: Samples, heard: Samples, rate_hz: int, piece_s: float = 0.1, slack_s: float = 0.05
+) -> float:
     """How much what is heard is what was sent: the correlation by pieces, 1 for a perfect copy.
 
     A bridge that follows the sender's clock shifts audio by fractions of a millisecond now and then. Nobody

@@ -12,21 +12,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.support.audio import read_wav
+from tests.support.audio import read_wav, resample, write_wav
 from tests.support.codecs import Samples
 from tests.support.ports import free_port, free_udp_range
 from tests.support.waiting import wait_until
 
+# Module, rate and channels: it offers what it has loaded, and its sound file has to fit the codec.
+_CODECS = {"PCMU": ("g711", 8000, 1), "G722": ("g722", 16_000, 1), "opus": ("opus", 48_000, 2)}
 _MODULES = Path("/usr/lib/baresip/modules")
 
 
 class Baresip:
-    """One telephone: `user` at `host`, speaking from a WAV file that has to outlast the calls."""
+    """One telephone, and the voice of who speaks into it (8 kHz), which has to outlast the calls."""
 
     def __init__(
         self,
         directory: Path,
-        speaks: Path,
+        speaks: Samples,
         *,
         user: str = "phone",
         host: str = "127.0.0.1",
@@ -40,6 +42,8 @@ class Baresip:
         directory.mkdir(parents=True)
         self.directory = directory
         self.port = free_port()
+        module, rate_hz, channels = _CODECS[codec]
+        voice = write_wav(directory / "voice.wav", resample(speaks, 8000, rate_hz), rate_hz, channels)
         rtp = free_udp_range(20)
         control = free_port()
         (directory / "config").write_text(
@@ -48,7 +52,7 @@ class Baresip:
                     f"sip_listen {host}:{self.port}",
                     f"net_interface {host}",
                     f"audio_player aufile,{directory / 'unused.wav'}",
-                    f"audio_source aufile,{speaks}",
+                    f"audio_source aufile,{voice}",
                     f"audio_alert aufile,{directory / 'unused.wav'}",
                     "audio_txmode thread",
                     f"rtp_ports {rtp}-{rtp + 19}",
@@ -56,7 +60,7 @@ class Baresip:
                     f"snd_path {directory}",
                     f"ctrl_tcp_listen 127.0.0.1:{control}",
                     f"module_path {_MODULES}",
-                    *(f"module {name}.so" for name in ("g711", "g722", "opus", "aufile", "sndfile")),
+                    *(f"module {name}.so" for name in (module, "aufile", "sndfile")),
                     *(f"module_app {name}.so" for name in ("account", "menu", "ctrl_tcp")),
                     "",
                 ]
@@ -68,7 +72,7 @@ class Baresip:
             registrar, port, (user, password) = register
             account = f"<sip:{user}@{registrar}:{port}>;auth_pass={password};regint=60"
         mode = ";answermode=auto" if answers else ""
-        (directory / "accounts").write_text(f"{account};audio_codecs={codec}{mode}\n")
+        (directory / "accounts").write_text(f"{account}{mode}\n")
         (directory / "contacts").write_text("")
         self._log = (directory / "baresip.log").open("wb")
         self.process = subprocess.Popen(

@@ -259,8 +259,7 @@ class Server:
 
     def wait_exit(self, timeout_s: float = 20.0) -> int:
         code = self.process.wait(timeout_s)
-        self._reader.join(5.0)
-        self.http.close()
+        self._close()
         return code
 
     def stop(self) -> None:
@@ -286,7 +285,12 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+        self._close()
+
+    def _close(self) -> None:
         self._reader.join(5.0)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
         self.http.close()
 
     def __enter__(self) -> Self:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.support import audio
+from tests.support.codecs import Pcmu, Samples
 
 
 def test_tone_level_is_that_of_the_tone() -> None:
@@ -67,6 +68,31 @@ def test_splice_is_a_phase_jump() -> None:
     assert audio.phase_jumps(np.concatenate((tone[:4003], tone[4005:])), 8000, 1000) != []
     # A clock off by 200 ppm is no splice.
     assert audio.phase_jumps(audio.tone(1000.2, 1.0), 8000, 1000) == []
+
+
+def faded_splice(tone: Samples, at: int, cut: int, size: int) -> Samples:
+    """A tone out of which `cut` samples are taken, faded over `size` samples."""
+    fade = np.linspace(0, 1, size)
+    middle = tone[at : at + size] * (1 - fade) + tone[at + cut : at + cut + size] * fade
+    return np.concatenate((tone[:at], middle.astype(np.int16), tone[at + cut + size :]))
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4])
+def test_click_is_a_hard_splice(cut: int) -> None:
+    """Samples cut out of a tone are a click at that place; faded over 5 ms they are none."""
+    tone = audio.tone(1000, 1.0)
+    hard = audio.clicks(np.concatenate((tone[:4003], tone[4003 + cut :])), 8000, 1000)
+    assert hard != []
+    assert hard == pytest.approx([500.5] * len(hard), abs=1.0)
+    assert audio.clicks(faded_splice(tone, 4003, cut, 40), 8000, 1000) == []
+
+
+def test_no_click_in_a_coded_tone() -> None:
+    """The noise of µ-law is none, loud or quiet."""
+    codec = Pcmu()
+    for level_dbfs in (-6, -12, -20):
+        coded = codec.decode(codec.encode(audio.tone(1000, 1.0, level_dbfs=level_dbfs)))
+        assert audio.clicks(coded, 8000, 1000) == []
 
 
 def test_correlation_of_a_delayed_copy() -> None:

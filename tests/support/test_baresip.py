@@ -13,10 +13,9 @@ from tests.support.baresip import Baresip
 def test_telephones_record_what_the_other_says(codec: str, tmp_path: Path) -> None:
     """Each records the other's file, and not its own."""
     voices = [audio.speech(60.0, voice=0), audio.speech(60.0, voice=2)]
-    paths = [audio.write_wav(tmp_path / f"{number}.wav", voice) for number, voice in enumerate(voices)]
     with (
-        Baresip(tmp_path / "a", paths[0], user="a", codec=codec) as a,
-        Baresip(tmp_path / "b", paths[1], user="b", codec=codec, answers=True) as b,
+        Baresip(tmp_path / "a", voices[0], user="a", codec=codec) as a,
+        Baresip(tmp_path / "b", voices[1], user="b", codec=codec, answers=True) as b,
     ):
         a.dial(f"sip:b@127.0.0.1:{b.port}")
         for phone in (a, b):
