@@ -129,6 +129,21 @@ void Clock::send(Leg& leg) {
   }
 }
 
+void Clock::tick() {
+  {
+    std::lock_guard<std::mutex> lock(legs_mutex_);
+    now_ns_ += tick_ns_;
+    for (auto& leg : legs_) capture(*leg);
+  }
+  {
+    std::lock_guard<std::mutex> lock(tick_mutex_);
+    ++tick_;
+  }
+  tick_changed_.notify_all();
+  std::lock_guard<std::mutex> lock(legs_mutex_);
+  for (auto& leg : legs_) send(*leg);
+}
+
 void Clock::run() {
   sched_param priority{};
   priority.sched_priority = 10;
@@ -144,20 +159,7 @@ void Clock::run() {
     const int64_t started_ns = nowNs();
     const int64_t late_ns = started_ns - next_ns;
     if (late_ns > kMaxCatchUpTicks * tick_ns_) next_ns = started_ns;
-    {
-      std::lock_guard<std::mutex> lock(legs_mutex_);
-      now_ns_ += tick_ns_;
-      for (auto& leg : legs_) capture(*leg);
-    }
-    {
-      std::lock_guard<std::mutex> lock(tick_mutex_);
-      ++tick_;
-    }
-    tick_changed_.notify_all();
-    {
-      std::lock_guard<std::mutex> lock(legs_mutex_);
-      for (auto& leg : legs_) send(*leg);
-    }
+    tick();
     std::lock_guard<std::mutex> lock(stats_mutex_);
     ++stats_.ticks;
     if (late_ns > tick_ns_ / 2) ++stats_.late_ticks;

@@ -57,6 +57,8 @@ class Clock {
   void attach(std::shared_ptr<LegStream> stream, std::shared_ptr<PortQueues> port);
   // When it returns the clock no longer touches the stream, nor will.
   void detach(const LegStream* stream);
+  // The work of one tick. Public for tests, which have no time.
+  void tick();
 
  private:
   struct Leg {

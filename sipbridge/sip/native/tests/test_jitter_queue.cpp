@@ -279,6 +279,27 @@ void spareDepthIsGivenBackInSilenceAndNoise() {
   CHECK(largestStep(noise.heard) <= 8000 * 1.05);
 }
 
+void spareDepthIsGivenBackInAPause() {
+  // noise with pauses of 60 ms, two a second
+  unsigned seed = 1;
+  Line line(8000, [&](double t) {
+    seed = seed * 1664525 + 1013904223;
+    return std::fmod(t + 0.1, 0.5) < 0.06 ? 0.0 : double(int(seed >> 16) % 8000) - 4000;
+  });
+  line.run(100);
+  line.push(60);
+  for (unsigned long long trims = 0; trims == 0 && line.pushed < line.ms(4000); ) {
+    line.push(20);
+    for (int i = 0; i < 4; ++i) {
+      line.pop(5);
+      if (line.queue.stats().trims == trims) continue;
+      trims = line.queue.stats().trims;
+      CHECK(rms(line.heard, line.heard.size() - 40, 32) == 0);
+    }
+  }
+  CHECK(line.queue.stats().trims > 0);
+}
+
 void depthThatIsNeededIsKept() {
   Line line(8000, voice());
   line.run(100);
@@ -305,7 +326,7 @@ void spareThatIsNeededAtLastIsNotGivenBack() {
   });
   line.run(100);
   line.push(40);
-  line.run(2020);
+  line.run(2420);
   for (int i = 0; i < 8 && line.queue.depth() > 0; ++i) line.pop(5);
   const auto trims = line.queue.stats().trims;
   line.run(1000);
@@ -345,9 +366,12 @@ void gapThatEndsEarlyIsJoined() {
   for (unsigned rate_hz : kRatesHz) {
     for (unsigned gap_ms = 5; gap_ms <= 45; gap_ms += 5) {
       Line line(rate_hz, sine(300));
-      line.run(200);
-      for (unsigned t = 0; t < gap_ms; t += 5) line.pop(5);
+      for (int gap = 0; gap < 3; ++gap) {
+        line.run(200);
+        for (unsigned t = 0; t < gap_ms; t += 5) line.pop(5);
+      }
       line.run(100);
+      CHECK(line.queue.stats().underruns == 3);
       CHECK(largestStep(line.heard) <= line.faded_step);
     }
   }
@@ -415,7 +439,7 @@ void clearSilencesWithin4Ms() {
 
 void overflowDropsTheOldest() {
   for (unsigned rate_hz : kRatesHz) {
-    Line line(rate_hz, sine(300));
+    Line line(rate_hz, sine(337));
     line.run(200);
     line.push(20);
     line.pop(5);
@@ -520,6 +544,7 @@ int main() {
   everyLateSampleIsPlayed();
   spareDepthIsGivenBack();
   spareDepthIsGivenBackInSilenceAndNoise();
+  spareDepthIsGivenBackInAPause();
   depthThatIsNeededIsKept();
   spareThatIsNeededAtLastIsNotGivenBack();
   gapIsExtendedAndFaded();

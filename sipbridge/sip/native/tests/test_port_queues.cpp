@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+#include "../port_queues.hpp"
+
+#include <thread>
+
+#include "check.hpp"
+
+namespace {
+
+constexpr unsigned kMaxMs = 200;
+using Samples = std::vector<int16_t>;
+
+// A port at 8 kHz with packets of 20 ms, a tick of 5 ms and a ramp as audio, so that a sample tells its place.
+struct Port {
+  PortQueues queues{8000, kMaxMs};
+  int next_in = 1, next_out = 1;
+  Samples heard;
+
+  Port() { queues.setActive(true); }
+
+  Samples ramp(int& next, size_t count) {
+    Samples samples(count);
+    for (auto& sample : samples) sample = int16_t(next++);
+    return samples;
+  }
+
+  void packet() {
+    const Samples samples = ramp(next_in, 160);
+    queues.received(samples.data(), samples.size());
+  }
+
+  void lostPacket(int16_t made_up) {
+    const Samples samples(160, made_up);
+    next_in += 160;
+    queues.lost(samples.data(), samples.size());
+  }
+
+  // One tick of the media thread.
+  void read() {
+    Samples samples(40);
+    CHECK(queues.read(samples.data(), samples.size(), 8000));
+    heard.insert(heard.end(), samples.begin(), samples.end());
+  }
+
+  void write(size_t count = 40) {
+    const Samples samples = ramp(next_out, count);
+    CHECK(queues.write(samples.data(), samples.size(), 8000));
+  }
+
+  Samples request(size_t count = 160) {
+    Samples samples(count);
+    queues.requested(samples.data(), samples.size());
+    return samples;
+  }
+
+  // How far behind the newest sample the last one heard is.
+  int lag() const { return next_in - heard.back(); }
+};
+
+bool is(const PortMark& mark, unsigned long long id, bool cleared) { return mark.id == id && mark.cleared == cleared; }
+
+void bothDirectionsCarryAudio() {
+  Port port;
+  for (int i = 0; i < 10; ++i) {
+    port.packet();
+    for (int k = 0; k < 4; ++k) port.read(), port.write();
+    const Samples sent = port.request();
+    CHECK(sent.front() == 1 + 160 * i);
+    CHECK(sent.back() == 160 + 160 * i);
+  }
+  for (size_t i = 0; i < port.heard.size(); ++i) CHECK(port.heard[i] == int(i) + 1);
+  const PortStats stats = port.queues.stats();
+  CHECK(stats.rate_hz == 8000);
+  CHECK(stats.captured_frames == 10);
+  CHECK(stats.sent_frames == 10);
+  CHECK(stats.concealed_frames == 0);
+  CHECK(stats.dropped_frames == 0);
+  CHECK(stats.capture_underruns == 0);
+  CHECK(stats.playback_underruns == 0);
+  CHECK(stats.mean_capture_depth_ms == 12.5);  // 20, 15, 10 and 5 by turns
+  CHECK(stats.mean_playback_depth_ms == 20);
+  CHECK(stats.capture_depth_ms == 0);
+}
+
+void peaksAreOfTheTimeSinceTheLastLook() {
+  Port port;
+  const Samples loud = {0, 100, -32768, 5}, quiet = {0, 3, -4, 2};
+  port.queues.received(loud.data(), loud.size());
+  port.queues.write(quiet.data(), quiet.size(), 8000);
+  port.request(4);
+  PortStats stats = port.queues.stats();
+  CHECK(stats.capture_peak == 32768);
+  CHECK(stats.playback_peak == 4);
+  stats = port.queues.stats();
+  CHECK(stats.capture_peak == 0);
+  CHECK(stats.playback_peak == 0);
+}
+
+void lossThatWasBridgedIsNotPlayedAgain() {
+  // a packet is lost; when the next one tells, more or less of its time has gone by
+  for (int bridged_ticks = 0; bridged_ticks <= 4; ++bridged_ticks) {
+    for (int spare_packets = 0; spare_packets <= 2; ++spare_packets) {
+      Port port;
+      for (int i = 0; i < spare_packets; ++i) port.packet(), port.read();
+      for (int i = 0; i < 10; ++i) {
+        port.packet();
+        for (int k = 0; k < 4; ++k) port.read();
+      }
+      while (port.queues.captureDepth() > 0) port.read();
+      for (int k = 0; k < bridged_ticks; ++k) port.read();
+      const size_t end = port.heard.size();
+      port.lostPacket(7);
+      port.packet();
+      const size_t waiting = port.queues.captureDepth();
+      CHECK(waiting == size_t(160 - 40 * bridged_ticks + 160));
+      for (size_t k = 0; k < waiting / 40; ++k) port.read();
+      for (size_t i = end; i < end + waiting - 160; ++i) CHECK(port.heard[i] == 7 || i < end + 32);  // joined in 4 ms
+      // the last sample of the packet is where it would have been with nothing lost
+      CHECK(port.heard.back() == port.next_in - 1);
+      const PortStats stats = port.queues.stats();
+      CHECK(stats.concealed_frames == (bridged_ticks < 4 ? 1u : 0u));
+      CHECK(stats.dropped_frames == (bridged_ticks < 4 ? 0u : 1u));
+    }
+  }
+}
+
+void lossesInARowAreCountedOnce() {
+  Port port;
+  for (int i = 0; i < 10; ++i) {
+    port.packet();
+    for (int k = 0; k < 4; ++k) port.read();
+  }
+  const int lag = port.lag();
+  for (int k = 0; k < 4 * 3 - 1; ++k) port.read();  // 55 of the 60 ms that are lost
+  for (int i = 0; i < 3; ++i) port.lostPacket(7);
+  CHECK(port.queues.captureDepth() == 40);
+  port.read();
+  port.packet();
+  for (int k = 0; k < 4; ++k) port.read();
+  CHECK(port.lag() == lag);
+  const PortStats stats = port.queues.stats();
+  CHECK(stats.dropped_frames == 2);
+  CHECK(stats.concealed_frames == 1);
+  CHECK(stats.capture_underruns == 1);
+}
+
+void latePacketIsNoLoss() {
+  Port port;
+  port.packet();
+  for (int k = 0; k < 6; ++k) port.read();  // 10 ms are bridged
+  port.packet();                            // but it comes at last: its time is not bridged any more
+  port.lostPacket(7);
+  CHECK(port.queues.captureDepth() == 320);
+}
+
+void marksFireWhenAllBeforeThemWasTaken() {
+  Port port;
+  port.request();
+  port.queues.mark(1);  // nothing before it
+  auto marks = port.queues.takeMarks();
+  CHECK(marks.size() == 1 && is(marks[0], 1, false));
+
+  port.write(160);
+  port.queues.mark(2);
+  port.write(100);
+  port.queues.mark(3);
+  port.queues.mark(4);
+  CHECK(port.queues.takeMarks().empty());
+  port.request();
+  marks = port.queues.takeMarks();
+  CHECK(marks.size() == 1 && is(marks[0], 2, false));
+  CHECK(port.queues.takeMarks().empty());
+  port.request(99);
+  CHECK(port.queues.takeMarks().empty());  // one sample is still there
+  port.request(1);
+  marks = port.queues.takeMarks();
+  CHECK(marks.size() == 2 && is(marks[0], 3, false) && is(marks[1], 4, false));
+}
+
+void marksInTheMiddleOfAFrameFireAfterIt() {
+  Port port;
+  port.write(40);
+  port.queues.mark(1);
+  port.write(120);
+  CHECK(port.queues.takeMarks().empty());
+  port.request();
+  CHECK(port.queues.takeMarks().size() == 1);
+}
+
+void clearedMarksSaySo() {
+  Port port;
+  port.request();
+  port.write(160);
+  port.queues.mark(1);
+  port.write(160);
+  port.queues.mark(2);
+  port.request();
+  port.queues.clear();
+  port.queues.mark(3);
+  const auto marks = port.queues.takeMarks();
+  CHECK(marks.size() == 3 && is(marks[0], 1, false) && is(marks[1], 2, true) && is(marks[2], 3, false));
+  CHECK(port.queues.stats().playback_depth_ms == 0);
+}
+
+void marksOutliveTrimsAndOverflow() {
+  Port port;
+  port.request();
+  for (int i = 0; i < 30; ++i) port.write(160);
+  port.queues.mark(1);
+  for (int i = 0; i < 9; ++i) port.request();
+  CHECK(port.queues.takeMarks().empty());
+  port.request();
+  CHECK(port.queues.takeMarks().size() == 1);
+  CHECK(port.queues.stats().playback_underruns == 0);
+}
+
+void anotherRateDropsWhatWaits() {
+  Port port;
+  port.packet();
+  port.write(160);
+  port.queues.mark(1);
+  port.queues.setRate(8000);  // no change
+  CHECK(port.queues.takeMarks().empty());
+  CHECK(port.queues.captureDepth() == 160);
+  port.read();
+  port.request(80);
+
+  port.queues.setRate(16000);
+  auto marks = port.queues.takeMarks();
+  CHECK(marks.size() == 1 && is(marks[0], 1, true));
+  CHECK(port.queues.rateHz() == 16000);
+  CHECK(port.queues.captureDepth() == 0);
+  Samples samples(80, 5);
+  CHECK(!port.queues.read(samples.data(), 40, 8000));
+  CHECK(samples == Samples(80, 5));
+  CHECK(!port.queues.write(samples.data(), 40, 8000));
+  CHECK(port.queues.stats().playback_depth_ms == 0);
+  CHECK(port.queues.write(samples.data(), 80, 16000));
+  CHECK(port.queues.stats().playback_depth_ms == 5);
+  port.queues.mark(2);
+  CHECK(port.queues.takeMarks().empty());
+  port.request(80);
+  marks = port.queues.takeMarks();
+  CHECK(marks.size() == 1 && is(marks[0], 2, false));
+  CHECK(port.queues.stats().mean_capture_depth_ms == 20);  // of the one read so far, at its own rate
+}
+
+void lateIsWhoIsHeardAndHasTooLittle() {
+  Port port;
+  port.request();
+  CHECK(!port.queues.playbackIsLate(160));  // nothing was heard yet: there is nothing to wait for
+  port.write(160);
+  port.write(40);
+  port.request();
+  CHECK(port.queues.playbackIsLate(160));
+  port.write(120);
+  CHECK(!port.queues.playbackIsLate(160));
+  port.request();
+  port.request();
+  CHECK(!port.queues.playbackIsLate(160));  // it has run dry: what is late has been concealed
+  port.write(160);
+  port.request();
+  CHECK(port.queues.playbackIsLate(160));
+  port.queues.setActive(false);
+  CHECK(!port.queues.playbackIsLate(160));  // nobody writes
+}
+
+void audioFromBeforeIsNotPlayed() {
+  // while there was no stream 200 ms have gathered; and nobody has read what came
+  Port port;
+  port.queues.setActive(false);
+  for (int i = 0; i < 100; ++i) port.packet(), port.write(40);
+  port.queues.setActive(true);
+  port.queues.sendingBegins();
+  port.write(40);
+  const Samples sent = port.request();
+  CHECK(sent.back() == port.next_out - 1);
+  CHECK(sent.front() == port.next_out - 160);
+  port.packet();
+  port.read();
+  CHECK(port.heard.front() == port.next_in - 160);
+}
+
+void threadsMayMeet() {
+  PortQueues port(8000, kMaxMs);
+  std::atomic<bool> running{true};
+  std::thread clock([&] {
+    Samples frame(160, 1000);
+    for (int i = 0; i < 3000; ++i) {
+      port.received(frame.data(), frame.size());
+      if (i % 7 == 0) port.lost(frame.data(), frame.size());
+      port.captureDepth();
+      if (i % 50 == 0) port.sendingBegins();
+      if (!port.playbackIsLate(160)) port.requested(frame.data(), frame.size());
+    }
+    running = false;
+  });
+  std::thread media([&] {
+    Samples samples(480);
+    bool active = false;
+    while (running) {
+      port.setActive(active = !active);
+      const unsigned rate_hz = port.rateHz();
+      port.read(samples.data(), rate_hz / 200, rate_hz);
+      port.write(samples.data(), rate_hz / 200, rate_hz);
+    }
+  });
+  unsigned long long set = 0, reached = 0;
+  for (unsigned i = 0; running; ++i) {
+    port.mark(++set);
+    if (i % 10 == 0) port.clear();
+    if (i % 100 == 0) port.setRate(i % 200 ? 8000 : 16000);
+    for (const PortMark& mark : port.takeMarks()) CHECK(mark.id == ++reached);
+    port.stats();
+  }
+  clock.join();
+  media.join();
+  port.clear();
+  reached += port.takeMarks().size();
+  CHECK(reached == set);
+}
+
+}  // namespace
+
+int main() {
+  bothDirectionsCarryAudio();
+  peaksAreOfTheTimeSinceTheLastLook();
+  lossThatWasBridgedIsNotPlayedAgain();
+  lossesInARowAreCountedOnce();
+  latePacketIsNoLoss();
+  marksFireWhenAllBeforeThemWasTaken();
+  marksInTheMiddleOfAFrameFireAfterIt();
+  clearedMarksSaySo();
+  marksOutliveTrimsAndOverflow();
+  anotherRateDropsWhatWaits();
+  lateIsWhoIsHeardAndHasTooLittle();
+  audioFromBeforeIsNotPlayed();
+  threadsMayMeet();
+  return checkResult();
+}
