@@ -328,7 +328,8 @@ class CallLeg:
             return
         held = False
         codec, rate_hz = self.codec, self.port.rateHz()
-        for media in native.getInfo().media:
+        info = native.getInfo()  # kept: what SWIG gives of its parts lives no longer than it does
+        for media in info.media:
             if media.type == pj.PJMEDIA_TYPE_AUDIO:
                 held = media.status == pj.PJSUA_CALL_MEDIA_REMOTE_HOLD
         rtp = native.rtpStats()

@@ -41,6 +41,7 @@ def refusing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
 def digest_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """It has users, and is the one that gets wrong passwords."""
     config = {
+        "sip": {"digest": ["MD5", "SHA-256"]},
         "trunk": [
             {"name": "line", "allowed_addresses": ["127.0.0.1"]},
             {"name": "roaming", "auth": setup.user(setup.SECURE_USER)},

@@ -36,6 +36,24 @@ std::string encodingName(const pjmedia_sdp_media* media, const pj_str_t& format)
   }
 }
 
+// Where it is left unsaid, pjmedia makes a stereo stream of a far side that can send stereo, and interleaves its frames.
+void askForMonoOpus(pj_pool_t* pool, pjmedia_sdp_media* media) {
+  for (unsigned f = 0; f < media->desc.fmt_count; ++f) {
+    const pj_str_t& format = media->desc.fmt[f];
+    if (!sameName(encodingName(media, format), "opus")) continue;
+    pjmedia_sdp_attr* fmtp = pjmedia_sdp_media_find_attr2(media, "fmtp", &format);
+    if (fmtp && text(fmtp->value).find("sprop-stereo=") != std::string::npos) continue;
+    const std::string value = (fmtp ? text(fmtp->value) + ";" : text(format) + " ") + "stereo=0;sprop-stereo=0";
+    if (fmtp) {
+      pj_strdup2(pool, &fmtp->value, value.c_str());
+    } else {
+      pj_str_t copy;
+      pj_strdup2(pool, &copy, value.c_str());
+      pjmedia_sdp_media_add_attr(media, pjmedia_sdp_attr_create(pool, "fmtp", &copy));
+    }
+  }
+}
+
 pjmedia_stream* audioStream(int call_id) {
   if (call_id < 0 || call_id >= int(pjsua_var.ua_cfg.max_calls)) return nullptr;
   pjsua_call& call = pjsua_var.calls[call_id];
@@ -162,6 +180,7 @@ void BridgeCall::onCallSdpCreated(pj::OnCallSdpCreatedParam& prm) {
     }
     if (sdp->conn) sdp->origin.addr = sdp->conn->addr;
   }
+  for (unsigned m = 0; m < sdp->media_count; ++m) askForMonoOpus(pool, sdp->media[m]);
   if (codecs_.empty()) return;
   for (unsigned m = 0; m < sdp->media_count; ++m) {
     pjmedia_sdp_media* media = sdp->media[m];
