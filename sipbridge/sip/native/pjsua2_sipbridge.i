@@ -14,31 +14,29 @@
 %}
 
 // Arrays come and go through the buffer protocol. The typemaps run while the interpreter's lock is held, the body
-// between them without it, so no Python object is touched there.
-%typemap(in, numinputs=1) (int16_t* matrix, size_t size) (Py_buffer view) {
-  view.obj = nullptr;
+// between them without it, so no Python object is touched there. A view is empty until its own argument was read: the
+// others are released too when one is refused.
+%typemap(in, numinputs=1) (int16_t* matrix, size_t size) (Py_buffer view = Py_buffer()) {
   if (PyObject_GetBuffer($input, &view, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS)) SWIG_fail;
   $1 = static_cast<$1_ltype>(view.buf);
   $2 = size_t(view.len) / sizeof(int16_t);
 }
 %typemap(freearg) (int16_t* matrix, size_t size) { if (view$argnum.obj) PyBuffer_Release(&view$argnum); }
-%typemap(in, numinputs=1) (const int16_t* matrix, size_t size) (Py_buffer view) {
-  view.obj = nullptr;
+%typemap(in, numinputs=1) (const int16_t* matrix, size_t size) (Py_buffer view = Py_buffer()) {
   if (PyObject_GetBuffer($input, &view, PyBUF_C_CONTIGUOUS)) SWIG_fail;
   $1 = static_cast<$1_ltype>(view.buf);
   $2 = size_t(view.len) / sizeof(int16_t);
 }
 %typemap(freearg) (const int16_t* matrix, size_t size) { if (view$argnum.obj) PyBuffer_Release(&view$argnum); }
 %apply (const int16_t* matrix, size_t size) { (const int16_t* samples, size_t count) };
-%typemap(in, numinputs=1) (const int32_t* ids, size_t id_count) (Py_buffer view) {
-  view.obj = nullptr;
+%apply (int16_t* matrix, size_t size) { (int16_t* out, size_t count) };
+%typemap(in, numinputs=1) (const int32_t* ids, size_t id_count) (Py_buffer view = Py_buffer()) {
   if (PyObject_GetBuffer($input, &view, PyBUF_C_CONTIGUOUS)) SWIG_fail;
   $1 = static_cast<$1_ltype>(view.buf);
   $2 = size_t(view.len) / sizeof(int32_t);
 }
 %typemap(freearg) (const int32_t* ids, size_t id_count) { if (view$argnum.obj) PyBuffer_Release(&view$argnum); }
-%typemap(in, numinputs=1) (int32_t* rates_hz, size_t rate_count) (Py_buffer view) {
-  view.obj = nullptr;
+%typemap(in, numinputs=1) (int32_t* rates_hz, size_t rate_count) (Py_buffer view = Py_buffer()) {
   if (PyObject_GetBuffer($input, &view, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS)) SWIG_fail;
   $1 = static_cast<$1_ltype>(view.buf);
   $2 = size_t(view.len) / sizeof(int32_t);
@@ -55,6 +53,7 @@
 %feature("nodirector") BridgeCall::onCallSdpCreated;
 %feature("nodirector") pj::Call::onStreamPreCreate;
 
+%include "jitter_queue.hpp"
 %include "port_queues.hpp"
 %include "port_bank.hpp"
 %include "clock.hpp"
