@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.support import audio
@@ -66,7 +67,10 @@ def make_calls(server: Server, directory: Path) -> None:
             middle = peer.heard()[2 * 8000 : 6 * 8000]
             wanted_hz = tone_of(number ^ 1)
             assert audio.find_tone(middle, 8000) == pytest.approx(wanted_hz, abs=2), f"call {number}"
-            assert audio.tone_level_dbfs(middle, 8000, wanted_hz) == pytest.approx(-15, abs=1.5)
+            levels_dbfs = audio.tone_levels_dbfs(middle, 8000, wanted_hz)
+            # The hundred telephones share this machine with the server, so a late packet may be theirs.
+            assert np.median(levels_dbfs) == pytest.approx(-15, abs=0.5), f"call {number}"
+            assert np.mean(levels_dbfs > -18) >= 0.9, f"call {number}: {levels_dbfs.round()}"
             assert peer.lost() == 0, f"call {number}"
 
 

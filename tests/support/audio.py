@@ -91,6 +91,13 @@ def tone_level_dbfs(samples: Samples, rate_hz: int, hz: float) -> float:
     return max(_SILENT_DBFS, 20 * float(np.log10(value))) if value > 0 else _SILENT_DBFS
 
 
+def tone_levels_dbfs(samples: Samples, rate_hz: int, hz: float, piece_s: float = 0.1) -> NDArray[np.float64]:
+    """`tone_level_dbfs` of each piece: over a long time, a phase that shifts would cancel itself out."""
+    size = round(piece_s * rate_hz)
+    starts = range(0, len(samples) - size + 1, size)
+    return np.array([tone_level_dbfs(samples[start : start + size], rate_hz, hz) for start in starts])
+
+
 def find_tone(samples: Samples, rate_hz: int) -> float:
     """The strongest frequency, in Hz, to about 1 Hz for a second of audio; 0 for silence."""
     if not len(samples) or not np.any(samples):

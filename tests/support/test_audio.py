@@ -19,6 +19,16 @@ def test_tone_level_is_that_of_the_tone() -> None:
     assert audio.tone_level_dbfs(tone + noise, 8000, 1000) == pytest.approx(-12, abs=0.2)
 
 
+def test_tone_levels_follow_a_shifting_tone() -> None:
+    """A splice by half a turn ruins the level of the whole, and hardly that of the pieces; a hole shows."""
+    tone = audio.tone(1000, 2.0, level_dbfs=-15)
+    spliced = np.concatenate((tone[:8000], tone[8004:]))
+    assert audio.tone_level_dbfs(spliced, 8000, 1000) < -30
+    assert np.median(audio.tone_levels_dbfs(spliced, 8000, 1000)) == pytest.approx(-15, abs=0.1)
+    tone[4000:4800] = 0
+    assert np.min(audio.tone_levels_dbfs(tone, 8000, 1000)) < -60
+
+
 def test_tone_level_elsewhere_is_low() -> None:
     """At another frequency, in silence and in nothing there is no tone."""
     tone = audio.tone(1000, 1.0)
