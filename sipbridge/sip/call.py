@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sipbridge.sip.endpoint import SipEndpoint
 
 MAX_REDIRECTIONS = 5
+NO_ACK_S = 31.0  # an answer that nobody acknowledges; pjsip gives up a second later, and then waits for its BYE as long
 NO_RESPONSE_S = 4.0  # a server that says nothing at all to an INVITE; then the next one of the trunk is tried
 
 
@@ -252,6 +253,8 @@ class CallLeg:
         prm = pj.CallOpParam(True)
         prm.statusCode = code
         prm.opt.audioCount, prm.opt.videoCount, prm.opt.textCount = 1, 0, 0
+        if code == 200:
+            self.endpoint.later(NO_ACK_S, functools.partial(self.guarded, self._give_up_unacknowledged))
         try:
             self._native.answer(prm)
         except pj.Error as error:
@@ -261,6 +264,10 @@ class CallLeg:
                 else EndKind.ERROR
             )
             self.end(EndReason(kind, f"cannot answer: {error.reason}"))
+
+    def _give_up_unacknowledged(self) -> None:
+        if not self._confirmed:
+            self.end(EndReason(EndKind.TRANSPORT, "the caller did not acknowledge the answer", Party.BRIDGE, 408))
 
     def end(self, reason: EndReason) -> None:
         """`hangup`, on the SIP thread."""
