@@ -221,7 +221,7 @@ class Server:
         assert response.status_code in (200, 202, 204), response.text
 
     def counters(self) -> dict[str, int]:
-        """Calls and what belongs to them, as /healthz tells; descriptors and threads also as the system sees them."""
+        """Calls and what is theirs, as /healthz tells; descriptors and threads also as the system sees."""
         response = self.http.get("/healthz")
         assert response.status_code == 200, response.text
         told = response.json()["counters"]
