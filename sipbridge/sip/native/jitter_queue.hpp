@@ -299,6 +299,8 @@ class JitterQueue {
     const size_t blend = std::min(ms(kBlendMs), lag);
     // The loop's end goes over to what came before its start, and its start takes up the last sample heard.
     const double offset = end[-1] - period[-1];
+    double loudest = 0;
+    for (const int16_t* sample = period; sample < end; ++sample) loudest = std::max(loudest, std::abs(double(*sample)));
     for (size_t i = 0; i < length; ++i) {
       const size_t at = i % lag;
       double sample = period[at];
@@ -308,7 +310,7 @@ class JitterQueue {
       }
       if (i < blend) sample += offset * double(blend - i) / double(blend + 1);
       if (i >= hold) sample *= double(length - 1 - i) / double(length - hold);
-      extension_[i] = int16_t(std::lrint(std::clamp(sample, -32768.0, 32767.0)));
+      extension_[i] = int16_t(std::lrint(std::clamp(sample, -loudest, std::min(loudest, 32767.0))));
     }
     extension_at_ = 0;
     extension_end_ = length;
