@@ -19,11 +19,12 @@ loop, from the first sign of a call to its one `CallEnded`.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from sipbridge.errors import CallError, EndKind, EndReason, Party, RtcError
+from sipbridge.errors import CallError, EndKind, EndReason, MediaError, Party, RtcError
 from sipbridge.events import (
     CallAnswered,
     CallDtmf,
@@ -43,6 +44,7 @@ from sipbridge.routing import Target
 from sipbridge.rtc.base import JoinRequest, RtcConnection, RtcContext, Samples
 from sipbridge.rtc.registry import make_connection
 from sipbridge.sip import CallLeg, LegState, LegStats
+from sipbridge.sip.dtmf import KEYS
 
 JOIN_S = 10.0  # a channel that takes longer to join has failed
 
@@ -99,7 +101,7 @@ class Bridge:
         self.duration_s = 0.0  # from the answer to the end
         self.last_stats = LegStats()
         self.log = get_logger(__name__, call_id=call_id)
-        self.on_answered: Callable[[], None] = lambda: None
+        self.on_answered: Callable[[], Awaitable[None]] | None = None  # of a dialled call, once it has joined
         self.answered = asyncio.Event()  # or ended
         self.over = asyncio.Event()
         self._context = context
@@ -108,6 +110,8 @@ class Bridge:
         self._emit = emit
         self._ended = ended
         self._connection: RtcConnection | None = None
+        self._joining = asyncio.Lock()
+        self._pressing = asyncio.Lock()
         self._held = False
         self._timers: list[asyncio.TimerHandle] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -132,6 +136,8 @@ class Bridge:
             leg.progress()
         elif ring_s > 0:
             leg.ring()
+        if early_media or ring_s > 0:
+            self._emit(CallRinging(call_id=self.id))
         self._spawn(self._accept(ring_s, early_media))
 
     def refuse(self, leg: CallLeg, reason: EndReason) -> None:
@@ -142,10 +148,10 @@ class Bridge:
     async def _accept(self, ring_s: float, early_media: bool) -> None:
         if early_media:
             await self._join()
-            await asyncio.sleep(ring_s)
-        else:
-            await asyncio.sleep(ring_s)
-            await self._join()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ring_s):
+                await self.over.wait()
+        await self._join()
         if self.end is None and self.leg is not None:
             self.leg.answer()
 
@@ -178,37 +184,42 @@ class Bridge:
                 self.leg.hangup(reason)
 
     async def send_digits(self, digits: str) -> None:
-        """Keys pressed to the telephone; ValueError for one that is none."""
-        if self.leg is not None:
-            await self.leg.send_digits(digits)
+        """Presses keys to the telephone, after those still being pressed; ValueError for what is none."""
+        async with self._pressing:
+            if self.leg is not None and not self.over.is_set():
+                await self.leg.send_digits(digits)
 
     # --- the channel
 
     async def _join(self) -> None:
-        leg = self.leg
-        if leg is None or self._connection is not None or self.end is not None:
-            return
-        try:
-            self._connection = make_connection(Target.parse(self.target), self._context)
-            join = JoinRequest(
-                call_id=self.id,
-                direction=self.direction,
-                caller=self.from_,
-                callee=self.to,
-                trunk=self.trunk,
-                rule=self.rule,
-                headers=leg.headers,
-            )
-            async with asyncio.timeout(JOIN_S):
-                await self._connection.connect(join, LegPlayback(leg), self)
-        except RtcError as error:
-            self.hangup(error.reason)
-        except TimeoutError:
-            self.hangup(
-                EndReason(EndKind.CHANNEL_FAILED, f"{self.target} was not joined within {JOIN_S:.0f} s")
-            )
-        if self.end is not None and self._connection is not None:
-            await self._connection.close(self.end)
+        """Joins the channel, if that has not been done; returns when it is joined or the call ends."""
+        async with self._joining:
+            leg = self.leg
+            if leg is None or self._connection is not None or self.end is not None:
+                return
+            try:
+                self._connection = make_connection(Target.parse(self.target), self._context)
+                join = JoinRequest(
+                    call_id=self.id,
+                    direction=self.direction,
+                    caller=self.from_,
+                    callee=self.to,
+                    trunk=self.trunk,
+                    rule=self.rule,
+                    headers=leg.headers,
+                )
+                async with asyncio.timeout(JOIN_S):
+                    await self._connection.connect(join, LegPlayback(leg), self)
+            except RtcError as error:
+                self.hangup(error.reason)
+            except TimeoutError:
+                self.hangup(
+                    EndReason(EndKind.CHANNEL_FAILED, f"{self.target} was not joined within {JOIN_S:.0f} s")
+                )
+            if self.end is None:
+                self._spawn(self._follow_media(leg))
+            elif self._connection is not None:
+                await self._connection.close(self.end)
 
     def participant_joined(self, identity: str) -> None:
         self.log.debug("in the channel", identity=identity)
@@ -218,6 +229,9 @@ class Bridge:
             self.hangup(EndReason(EndKind.ALONE, f"everybody else has left {self.target}", Party.CHANNEL))
 
     def dtmf(self, digit: str) -> None:
+        if digit not in KEYS:
+            self.log.warning("the channel asks for a key that is none", digit=digit)
+            return
         self._emit(
             CallDtmf(call_id=self.id, digit=digit, duration_ms=0, method="rfc4733", party=Party.CHANNEL)
         )
@@ -249,7 +263,8 @@ class Bridge:
 
     async def _start_talking(self) -> None:
         await self._join()
-        self.on_answered()
+        if self.on_answered is not None and self.end is None:
+            await self.on_answered()
 
     def _too_long(self) -> None:
         self.hangup(EndReason(EndKind.MAX_DURATION, f"the call has lasted {self._max_duration_s:g} s"))
@@ -261,22 +276,21 @@ class Bridge:
         held = leg.state is LegState.HELD
         if held != self._held:
             self._held = held
-            # what a PBX plays to a held line is not for the channel
-            self._context.media.mute(leg.port.port_id, held)
             self._emit(CallHeld(call_id=self.id) if held else CallResumed(call_id=self.id))
-        self._spawn(self._listen_for_inband_digits(leg))
+        self._spawn(self._follow_media(leg))
 
-    async def _listen_for_inband_digits(self, leg: CallLeg) -> None:
+    async def _follow_media(self, leg: CallLeg) -> None:
+        """Tells the media loop what was agreed on; it takes no notice before the channel is joined."""
+        # what a PBX plays to a held line is not for the channel
+        self._context.media.mute(leg.port.port_id, self._held)
         wanted = leg.trunk.dtmf if leg.trunk is not None else "auto"
         events = await leg.endpoint.run(leg.hears_telephone_events)
-        if wanted == "inband" or (wanted == "auto" and not events):
 
-            def heard(digit: str) -> None:  # media thread
-                leg.endpoint.post(lambda: leg.on_digit(digit, 0, "inband"))
+        def heard(digit: str) -> None:  # media thread
+            leg.endpoint.post(lambda: leg.on_digit(digit, 0, "inband"))
 
-            self._context.media.detect_digits(leg.port.port_id, heard)
-        else:
-            self._context.media.detect_digits(leg.port.port_id, None)
+        inband = wanted == "inband" or (wanted == "auto" and not events)
+        self._context.media.detect_digits(leg.port.port_id, heard if inband else None)
 
     def leg_digit(self, digit: str, duration_ms: int, method: DtmfMethod) -> None:
         party = Party.CALLER if self.direction == "inbound" else Party.CALLEE
@@ -325,6 +339,7 @@ class Bridge:
         self.answered.set()
         self.over.set()
         self._ended(self)
+        self.leg = None  # its audio buffers are freed now, and not when the garbage is collected
 
     # --- small things
 
@@ -342,6 +357,8 @@ class Bridge:
             await work
         except CallError as error:
             self.hangup(error.reason)
+        except MediaError as error:
+            self.hangup(EndReason(EndKind.ERROR, str(error)))
         except Exception as error:
             self.log.exception("a fault in the handling of this call")
             self.hangup(EndReason(EndKind.ERROR, f"internal error: {error}"))

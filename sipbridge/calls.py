@@ -13,16 +13,16 @@ from typing import Any, Literal
 
 from sipbridge.bridge import Bridge
 from sipbridge.config import Config
-from sipbridge.errors import CallError, ConfigError, EndKind, EndReason, MediaError, Party
+from sipbridge.errors import CallError, ConfigError, EndKind, EndReason, MediaError, Party, RtcError
 from sipbridge.events import CallEvent, Direction
 from sipbridge.log import get_logger, log_event
 from sipbridge.media.loop import MediaLoop
 from sipbridge.media.tones import Clip, dtmf_samples
-from sipbridge.media.wav import WavRecorder, WavSource
+from sipbridge.media.wav import WavRecorder, WavSource, open_wav
 from sipbridge.routing import SipUri, Target, accepts_number, fill, match_rule, plan_dial
 from sipbridge.rtc.base import RtcContext
 from sipbridge.rtc.local import LocalRooms
-from sipbridge.rtc.registry import load_backend
+from sipbridge.rtc.registry import make_connection
 from sipbridge.sip import CallLeg, LegState, LegStats, SipEndpoint
 from sipbridge.sip.dtmf import parse_digits
 from sipbridge.sip.media_port import level_dbfs
@@ -144,15 +144,12 @@ class CallRegistry:
             plan = plan_dial(self.config, request.to, request.trunk or None)
             caller = self._caller(request.from_)
             target = Target.parse(request.target or "silence:")
-            load_backend(target.scheme)
-            keys = list(parse_digits(request.dtmf))
-        except (ValueError, LookupError) as error:
+            make_connection(target, self._context)
+            list(parse_digits(request.dtmf))
+            if request.play:
+                await asyncio.to_thread(WavSource, Path(request.play), 8000)
+        except (ValueError, RtcError, MediaError) as error:
             raise ConfigError(str(error)) from error
-        if request.play:
-            try:
-                WavSource(Path(request.play), 8000)
-            except MediaError as error:
-                raise ConfigError(str(error)) from error
         if request.record and not Path(request.record).parent.is_dir():
             raise ConfigError(f"{request.record}: there is no such folder")
         call_id = uuid.uuid4().hex[:12]
@@ -165,13 +162,16 @@ class CallRegistry:
             trunk=plan.trunk.name if plan.trunk is not None else "",
             max_duration_s=request.max_duration_s,
         )
-        bridge.on_answered = lambda: self._answered(bridge, request, bool(keys))
+        bridge.on_answered = lambda: self._answered(bridge, request)
 
         async def start() -> None:
             try:
                 leg = await self.endpoint.dial(call_id, plan, caller=caller, headers=request.headers)
             except CallError as error:
                 bridge.failed(error.reason)
+            except Exception as error:
+                bridge.log.exception("a fault while dialling")
+                bridge.failed(EndReason(EndKind.ERROR, f"internal error: {error}"))
             else:
                 bridge.follow(leg, request.ring_s)
 
@@ -184,7 +184,7 @@ class CallRegistry:
             return None
         return SipUri.parse(text if ":" in text else f"sip:{text}@localhost")
 
-    def _answered(self, bridge: Bridge, request: DialRequest, has_keys: bool) -> None:
+    async def _answered(self, bridge: Bridge, request: DialRequest) -> None:
         """What a dialled call does by itself once it is answered."""
         if bridge.leg is None:
             return
@@ -194,9 +194,9 @@ class CallRegistry:
             self._media.tap(port_id, recorder.write)
             self._spawn(self._close_recorder(bridge, recorder))
         if request.play:
-            self._media.overlay(port_id, WavSource(Path(request.play), rate_hz))
-        if has_keys:
-            self._spawn(bridge.send_digits(request.dtmf))
+            play = await asyncio.to_thread(open_wav, Path(request.play), rate_hz)
+            self._media.overlay(port_id, play)
+        await bridge.send_digits(request.dtmf)
 
     async def _close_recorder(self, bridge: Bridge, recorder: WavRecorder) -> None:
         await bridge.over.wait()
@@ -208,7 +208,7 @@ class CallRegistry:
 
     def play_inband(self, leg: CallLeg, digit: str) -> None:
         """A key as a tone in what the telephone hears. SIP thread."""
-        self._media.overlay(leg.port.port_id, Clip(dtmf_samples(digit, int(leg.port.rateHz()))))
+        self._media.overlay(leg.port.port_id, lambda rate_hz: Clip(dtmf_samples(digit, rate_hz)))
 
     # --- control
 

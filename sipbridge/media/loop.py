@@ -22,6 +22,7 @@ may post; the layout is then computed once and kept until the next change. A leg
     by itself.
 """
 
+import functools
 import logging
 import threading
 from collections import deque
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 Samples = NDArray[np.int16]
 
+# Of a tick. The rest, before a leg is heard and after it was, is for the delay of resamplers that come or go.
+_FADE_SHARE = 0.6
 _MAX_CATCH_UP_TICKS = 4  # a thread that was held longer drops the rest: delay must not be caught up with
 
 
@@ -58,12 +61,15 @@ class Bank(Protocol):
 
 
 class SampleSource(Protocol):
-    """Something to be heard. Called on the media thread: it must not wait."""
+    """Something to be heard. Read on the media thread: it must not wait."""
 
     def read(self, count: int) -> Samples:
         """The next `count` samples at the rate of the leg; fewer mean that it is over."""
         ...
 
+
+# Makes a source for a leg's rate in Hz, on the media thread; again from the start when that rate changes.
+MakeSource = Callable[[int], SampleSource]
 
 # Takes a leg's audio. Called on the media thread: it must copy and not wait.
 SampleSink = Callable[[Samples], None]
@@ -83,9 +89,9 @@ class Echo:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Hears what `make(rate_hz)` gives, from the start; made anew when the leg's rate changes."""
+    """Hears what `make(rate_hz)` gives."""
 
-    make: Callable[[int], SampleSource]
+    make: MakeSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +103,64 @@ class Sink:
 
 Route = Room | Echo | Source | Sink
 
+# Of a leg whose source, sink or tap has failed.
+_NOTHING = Sink(lambda samples: None)
+
+
+class _Stream:
+    """A source as one leg hears it, at the rate that the leg has."""
+
+    def __init__(self, make: MakeSource) -> None:
+        self._make = make
+        self._source: SampleSource
+        self._rate_hz = 0
+
+    def read(self, rate_hz: int, count: int) -> Samples:
+        if rate_hz != self._rate_hz:
+            self._source, self._rate_hz = self._make(rate_hz), rate_hz
+        return self._source.read(count)
+
 
 @dataclass(slots=True, eq=False)
 class _Member:
     port_id: int
     route: Route
-    fresh: bool = True  # faded in on its first tick
-    leaving: bool = False  # faded out on its last
+    stream: _Stream | None = None  # of the route, where that is a source
+    leaving: bool = False
+    next_route: Route | None = None  # where it goes once it has left
+    left: list[Callable[[], None]] = field(default_factory=list)  # to be told then
     muted: bool = False
-    source: SampleSource | None = None
-    source_rate_hz: int = 0
+    # At the end of a tick. A change is a ramp within one tick: no click where a leg comes, goes or is muted.
+    said_gain: float = 0.0
+    heard_gain: float = 0.0
     taps: list[SampleSink] = field(default_factory=list)
-    overlays: list[SampleSource] = field(default_factory=list)
+    overlays: list[_Stream] = field(default_factory=list)
     on_digit: Callable[[str], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.take(self.route)
+
+    def take(self, route: Route) -> None:
+        """This is its route from now on, faded in."""
+        self.route = route
+        self.stream = _Stream(route.make) if isinstance(route, Source) else None
+        self.leaving, self.next_route = False, None
+        self.said_gain = self.heard_gain = 0.0
+
+    def give_up(self) -> None:
+        """Drops all that is not ours: what failed once would fail in each tick."""
+        self.taps, self.overlays = [], []
+        if isinstance(self.route, Source | Sink):
+            self.route, self.stream = _NOTHING, None
+
+    @property
+    def gains(self) -> tuple[float, float]:
+        """What `said_gain` and `heard_gain` shall be."""
+        return 0.0 if self.muted or self.leaving else 1.0, 0.0 if self.leaving else 1.0
+
+    @property
+    def is_changing(self) -> bool:
+        return self.leaving or (self.said_gain, self.heard_gain) != self.gains
 
 
 @dataclass(slots=True)
@@ -159,7 +210,7 @@ class MediaLoop:
         self._row_samples: list[int] = []
         self._rates_hz: NDArray[np.int32] = np.empty(0, np.int32)
         self._special: list[tuple[int, _Member]] = []
-        self._changing: list[int] = []  # rows that come or go in this tick
+        self._changing: list[tuple[int, _Member]] = []  # rows with a fade in the next tick
         self._detectors: dict[int, tuple[DtmfDetector, NDArray[np.intp], tuple[int, ...]]] = {}
         self._captures: Samples = np.empty((0, 0), np.int16)
         self._playbacks: Samples = np.empty((0, 0), np.int16)
@@ -183,20 +234,20 @@ class MediaLoop:
             self._thread = None
 
     def attach(self, port_id: int, route: Route) -> None:
-        """From the next tick on the leg hears `route`; one that is attached already is moved there."""
+        """From the next tick on the leg hears `route`; one that is attached already fades over to it."""
         self._post(lambda: self._attach(port_id, route))
 
     def detach(self, port_id: int, done: Callable[[], None] | None = None) -> None:
-        """The leg fades out within a tick; then `done` is called, on the media thread."""
+        """The leg fades out within a tick. `done` is called, on the media thread, once nothing touches it."""
         self._post(lambda: self._detach(port_id, done))
 
     def mute(self, port_id: int, muted: bool) -> None:
         """A muted leg is heard by nobody; it goes on hearing."""
         self._post(lambda: self._set(port_id, lambda member: setattr(member, "muted", muted)))
 
-    def overlay(self, port_id: int, source: SampleSource) -> None:
-        """`source` is mixed into what the leg hears until it is over."""
-        self._post(lambda: self._set(port_id, lambda member: member.overlays.append(source)))
+    def overlay(self, port_id: int, make: MakeSource) -> None:
+        """A source that is mixed into what the leg hears until it is over; not for a leg with a `Sink`."""
+        self._post(lambda: self._set(port_id, lambda member: member.overlays.append(_Stream(make))))
 
     def tap(self, port_id: int, take: SampleSink) -> None:
         """`take` is given what the leg says, a tick at a time, until the leg leaves."""
@@ -216,22 +267,25 @@ class MediaLoop:
     # --- changes, media thread
 
     def _attach(self, port_id: int, route: Route) -> None:
-        before = self._members.get(port_id)
-        member = _Member(port_id, route)
-        if before is not None:
-            member.muted, member.taps, member.overlays = before.muted, before.taps, before.overlays
-            member.on_digit = before.on_digit
-        self._members[port_id] = member
+        member = self._members.get(port_id)
+        if member is None:
+            self._members[port_id] = _Member(port_id, route)
+        elif member.heard_gain == 0.0:  # not heard yet, so there is nothing to fade out
+            member.take(route)
+        else:
+            member.leaving, member.next_route = True, route
         self._dirty = True
 
     def _detach(self, port_id: int, done: Callable[[], None] | None) -> None:
         member = self._members.get(port_id)
         if member is not None:
-            member.leaving = True
+            member.leaving, member.next_route = True, None
             self._dirty = True
         if done is not None:
-            # after the tick that fades it out and the layout without it
-            self._post(lambda: self._post(done))
+            if member is not None:
+                member.left.append(done)
+            else:
+                self._post(done)
 
     def _set(self, port_id: int, change: Callable[[_Member], None]) -> None:
         member = self._members.get(port_id)
@@ -241,35 +295,16 @@ class MediaLoop:
 
     def _lay_out(self) -> None:
         """Computes who is where. The order of rows puts the members of a room side by side."""
-        tick_ms = self._tick_ms
-        members = list(self._members.values())
-        ids = np.array([member.port_id for member in members], np.int32)
-        rates = np.zeros(len(members), np.int32)
-        self._bank.layout(ids, rates)
-        rate_of = dict(zip((member.port_id for member in members), rates.tolist(), strict=True))
-        for port_id in [port_id for port_id, rate_hz in rate_of.items() if rate_hz == 0]:
-            del self._members[port_id]  # its port is gone
-            members = [member for member in members if member.port_id != port_id]
-
-        def place(member: _Member) -> tuple[int, str]:
-            if isinstance(member.route, Room):
-                return rate_of[member.port_id], member.route.name
-            return 0, ""
-
-        members.sort(key=place)
+        members, rates = self._place_members()
         self._rows = members
-        rates = np.array([rate_of[member.port_id] for member in members], np.int32)
-        # a sink's own channel writes what its leg hears: the bank only reads such a row
-        signs = np.array([-1 if isinstance(member.route, Sink) else 1 for member in members], np.int32)
-        self._bank.layout(signs * np.array([member.port_id for member in members], np.int32), rates)
         self._rates_hz = rates
-        columns = int(rates.max(initial=0)) * tick_ms // 1000
+        columns = int(rates.max(initial=0)) * self._tick_ms // 1000
         if self._captures.shape != (len(members), columns):
             self._captures = np.zeros((len(members), columns), np.int16)
             self._playbacks = np.zeros((len(members), columns), np.int16)
         else:
             self._playbacks[:] = 0
-        self._row_samples = [int(rate) * tick_ms // 1000 for rate in rates]
+        self._row_samples = [int(rate) * self._tick_ms // 1000 for rate in rates]
 
         rows_by_rate: dict[int, list[int]] = {}
         for row, member in enumerate(members):
@@ -278,22 +313,58 @@ class MediaLoop:
         groups = {rate_hz: self._group(rate_hz, rows) for rate_hz, rows in rows_by_rate.items()}
         self._groups = list(groups.values())
         self._cross(groups)
-        self._rooms = {}
+        rooms: dict[str, int] = {}
         for rate_hz, group in groups.items():
             for name in group.places:
-                self._rooms[name] = max(self._rooms.get(name, 0), rate_hz)
+                rooms[name] = max(rooms.get(name, 0), rate_hz)
+        self._rooms = rooms
 
         self._echo_rows = np.array(
             [row for row, member in enumerate(members) if isinstance(member.route, Echo)], np.intp
         )
-        self._muted_rows = np.array([row for row, member in enumerate(members) if member.muted], np.intp)
         self._special = [
             (row, member)
             for row, member in enumerate(members)
             if isinstance(member.route, Source | Sink) or member.taps or member.overlays
         ]
-        self._changing = [row for row, member in enumerate(members) if member.fresh or member.leaving]
+        self._changing = [(row, member) for row, member in enumerate(members) if member.is_changing]
+        fading = {row for row, _ in self._changing}
+        self._muted_rows = np.array(
+            [row for row, member in enumerate(members) if member.muted and row not in fading], np.intp
+        )
         self._lay_out_detectors(members, rates)
+
+    def _place_members(self) -> tuple[list[_Member], NDArray[np.int32]]:
+        """Who is in which row of the bank, at which rate; those whose port is gone are left out."""
+
+        def place(member: _Member) -> tuple[int, str]:
+            if isinstance(member.route, Room):
+                return rate_of[member.port_id], member.route.name
+            return 0, ""
+
+        members = list(self._members.values())
+        known = {member.port_id: int(rate) for member, rate in zip(self._rows, self._rates_hz, strict=True)}
+        rate_of = {port_id: known.get(port_id, 0) for port_id in self._members}
+        while True:
+            members.sort(key=place)
+            # a sink's own channel writes what its leg hears: the bank only reads such a row
+            signs = [-1 if isinstance(member.route, Sink) else 1 for member in members]
+            ids = [sign * member.port_id for sign, member in zip(signs, members, strict=True)]
+            rates = np.zeros(len(members), np.int32)
+            self._bank.layout(np.array(ids, np.int32), rates)
+            before = rate_of
+            rate_of = {member.port_id: int(rate) for member, rate in zip(members, rates, strict=True)}
+            if before == rate_of and 0 not in rate_of.values():
+                return members, rates
+            for member in [member for member in members if rate_of[member.port_id] == 0]:
+                members.remove(member)
+                del rate_of[member.port_id]
+                self._forget(member)
+
+    def _forget(self, member: _Member) -> None:
+        del self._members[member.port_id]
+        for done in member.left:
+            self._post(functools.partial(self._post, done))  # after the next layout, which is without it
 
     def _group(self, rate_hz: int, rows: list[int]) -> _RateGroup:
         span = slice(rows[0], rows[-1] + 1)
@@ -407,8 +478,8 @@ class MediaLoop:
         if self._muted_rows.size:
             captures[self._muted_rows] = 0
         changing, self._changing = self._changing, []
-        for row in changing:
-            self._fade(row, captures[row, : self._row_samples[row]])
+        for row, member in changing:
+            _fade(captures[row, : self._row_samples[row]], member.said_gain, member.gains[0])
         for group in self._groups:
             if group.heard.base is not captures:
                 group.heard[:] = captures[group.rows, : group.heard.shape[1]]
@@ -424,17 +495,28 @@ class MediaLoop:
         if self._echo_rows.size:
             playbacks[self._echo_rows] = captures[self._echo_rows]
         for row, member in self._special:
-            self._serve(row, member)
-        for row in changing:
-            self._fade(row, playbacks[row, : self._row_samples[row]])
-        self._bank.write(playbacks)
-        for row in changing:
-            member = self._rows[row]
-            member.fresh = False
-            if member.leaving:
-                if self._members.get(member.port_id) is member:
-                    del self._members[member.port_id]
+            try:
+                self._serve(row, member)
+            except Exception:
+                log.exception("what the leg of port %d hears, or is heard by, has failed", member.port_id)
+                member.give_up()
                 self._dirty = True
+        for row, member in changing:
+            _fade(playbacks[row, : self._row_samples[row]], member.heard_gain, member.gains[1])
+        self._bank.write(playbacks)
+        for _, member in changing:
+            self._settle(member)
+
+    def _settle(self, member: _Member) -> None:
+        """Its fade is over."""
+        member.said_gain, member.heard_gain = member.gains
+        self._dirty |= member.muted  # from now on as one of the muted rows
+        if member.leaving:
+            if member.next_route is None:
+                self._forget(member)
+            else:
+                member.take(member.next_route)
+            self._dirty = True
 
     def _carry_across(self) -> None:
         for group in self._groups:
@@ -449,15 +531,6 @@ class MediaLoop:
             sums = crossing.of.sums[crossing.of_rooms].astype(np.int16)
             crossing.to.sources[crossing.to_rooms] += crossing.resampler.process(sums)
 
-    def _fade(self, row: int, samples: Samples) -> None:
-        """Ramps a row up on its first tick and down on its last: no click where a leg comes or goes."""
-        member = self._rows[row]
-        ramp = np.linspace(0.0, 1.0, samples.shape[-1], dtype=np.float32)
-        if member.fresh:
-            samples[:] = samples * ramp
-        if member.leaving:
-            samples[:] = samples * ramp[::-1]
-
     def _detect(self) -> None:
         for detector, rows, _ in self._detectors.values():
             samples = self._row_samples[rows[0]]
@@ -470,23 +543,30 @@ class MediaLoop:
         """What a few rows need on their own: a source, a sink, taps and overlays."""
         count = self._row_samples[row]
         captured, played = self._captures[row, :count], self._playbacks[row, :count]
-        route = member.route
-        if isinstance(route, Source):
-            rate_hz = int(self._rates_hz[row])
-            if member.source is None or member.source_rate_hz != rate_hz:
-                member.source, member.source_rate_hz = route.make(rate_hz), rate_hz
-            samples = member.source.read(count)
+        rate_hz = int(self._rates_hz[row])
+        if member.stream is not None:
+            samples = member.stream.read(rate_hz, count)
             played[: samples.size] = samples
             played[samples.size :] = 0
-        elif isinstance(route, Sink):
-            route.take(captured)
+        elif isinstance(member.route, Sink):
+            member.route.take(captured)
         for tap in member.taps:
             tap(captured)
         if member.overlays:
             mixed = played.astype(np.int32)
             for overlay in list(member.overlays):
-                samples = overlay.read(count)
+                samples = overlay.read(rate_hz, count)
                 mixed[: samples.size] += samples
                 if samples.size < count:
                     member.overlays.remove(overlay)
             played[:] = np.clip(mixed, -32768, 32767)
+
+
+def _fade(samples: Samples, start: float, end: float) -> None:
+    if start == end == 1.0:
+        return
+    gains = np.full(samples.size, min(start, end), np.float32)
+    size = round(_FADE_SHARE * samples.size)
+    place = slice(None, size) if end < start else slice(-size, None)
+    gains[place] = np.linspace(start, end, size)
+    samples[:] = samples * gains

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import struct
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 from sipbridge.errors import MediaError
 from sipbridge.media.tones import Clip
 from sipbridge.resample import resample_whole
+
+log = logging.getLogger(__name__)
 
 MAX_DURATION_S = 3600.0  # a file is held in memory whole: at 48 kHz an hour is 345 MB
 _BLOCK_FRAMES = 1 << 16
@@ -72,6 +76,35 @@ class WavSource(Clip):
         except soundfile.SoundFileError as error:
             raise MediaError(f"{path}: cannot be read as a sound file ({error})") from error
         super().__init__(samples, loop)
+
+
+class LateWavSource:
+    """A sound file for the media thread, which cannot wait: a thread reads it, until then it is silence."""
+
+    def __init__(self, path: Path, rate_hz: int, loop: bool = False) -> None:
+        self._source: Clip | None = None
+        threading.Thread(target=self._load, args=(path, rate_hz, loop), name="wav", daemon=True).start()
+
+    def _load(self, path: Path, rate_hz: int, loop: bool) -> None:
+        try:
+            self._source = WavSource(path, rate_hz, loop)
+        except MediaError as error:
+            log.warning("not played: %s", error)
+            self._source = Clip(np.zeros(0, np.int16))
+
+    def read(self, count: int) -> NDArray[np.int16]:
+        """The next `count` samples; fewer at the end, none after it. Not to be written to."""
+        source = self._source
+        return np.zeros(count, np.int16) if source is None else source.read(count)
+
+
+def open_wav(path: Path, rate_hz: int, loop: bool = False) -> Callable[[int], WavSource | LateWavSource]:
+    """Reads a file for a leg of this rate. What is returned makes its source, also when that rate changes.
+
+    Raises MediaError, see `WavSource`. Not for the media thread; what is returned is.
+    """
+    first = WavSource(path, rate_hz, loop)
+    return lambda asked_hz: first if asked_hz == rate_hz else LateWavSource(path, asked_hz, loop)
 
 
 class WavRecorder:

@@ -102,14 +102,20 @@ class RtcConnection(abc.ABC):
 
     @abc.abstractmethod
     async def connect(self, join: JoinRequest, playback: PlaybackQueue, listener: RtcListener) -> None:
-        """Joins; audio flows both ways when it returns. RtcError when that fails."""
+        """Joins; audio flows both ways when it returns. RtcError when that fails.
+
+        Once `close()` was called, also while this waits, it joins nothing.
+        """
+
+    # These two may be called at any time. Before connect(), after close(), and in a channel that has no
+    # use for them, they do nothing.
 
     async def send_dtmf(self, digit: str, duration_ms: int) -> None:  # noqa: B027
-        """A key that the telephone pressed. A channel that has no use for keys does nothing."""
+        """A key that the telephone pressed."""
 
     async def send_message(self, message: str | bytes, topic: str = "") -> None:  # noqa: B027
-        """A message of the call to the channel. A channel without messages does nothing."""
+        """A message of the call to the channel."""
 
     @abc.abstractmethod
     async def close(self, reason: EndReason) -> None:
-        """Leaves. Idempotent, also while connecting."""
+        """Leaves; from now on the listener is told nothing. Idempotent, also before and while connecting."""

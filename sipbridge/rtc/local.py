@@ -41,10 +41,13 @@ class LocalConnection(RtcConnection):
             raise ValueError("expected local:ROOM")
         self.room = target.address
         self.call_id = ""
-        self._playback: PlaybackQueue | None = None
+        self._closed = False
+        self._playback: PlaybackQueue | None = None  # while joined
         self._listener: RtcListener
 
     async def connect(self, join: JoinRequest, playback: PlaybackQueue, listener: RtcListener) -> None:
+        if self._closed:
+            return
         self.call_id = join.call_id
         self._playback, self._listener = playback, listener
         media, rooms = self.context.media, self.context.rooms
@@ -52,17 +55,20 @@ class LocalConnection(RtcConnection):
         media.attach(playback.port_id, Room(self.room))
         others = rooms.others(self)
         if not others:
-            media.overlay(playback.port_id, tones.hint(playback.sample_rate_hz))
+            media.overlay(playback.port_id, tones.hint)
         for other in others:
             other._listener.participant_joined(self.call_id)
             listener.participant_joined(other.call_id)
 
     async def send_dtmf(self, digit: str, duration_ms: int) -> None:
         """The other telephones of the room are sent the key: their audio has not got it."""
+        if self._playback is None:
+            return
         for other in self.context.rooms.others(self):
             other._listener.dtmf(digit)
 
     async def close(self, reason: EndReason) -> None:
+        self._closed = True
         if self._playback is None:
             return
         others = self.context.rooms.others(self)

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Channels for trying a line: `echo:`, `tone:HZ`, `silence:` and `play:FILE.wav` (again and again)."""
 
+import abc
+import asyncio
 from pathlib import Path
 
 import numpy as np
 
 from sipbridge.errors import EndKind, EndReason, MediaError, RtcError
-from sipbridge.media.loop import Echo, Route, SampleSource, Source
+from sipbridge.media.loop import Echo, Route, Source
 from sipbridge.media.tones import Clip, Tone
-from sipbridge.media.wav import WavSource
+from sipbridge.media.wav import open_wav
 from sipbridge.routing import Target
 from sipbridge.rtc.base import JoinRequest, PlaybackQueue, RtcConnection, RtcContext, RtcListener
 
@@ -18,17 +20,21 @@ class _RoutedConnection(RtcConnection):
 
     def __init__(self, target: Target, context: RtcContext) -> None:
         super().__init__(target, context)
-        self._port_id: int | None = None
+        self._closed = False
+        self._port_id: int | None = None  # while joined
 
-    def route(self, rate_hz: int) -> Route:
-        raise NotImplementedError
+    @abc.abstractmethod
+    async def route(self, rate_hz: int) -> Route:
+        """What a leg that has this rate now is to hear."""
 
     async def connect(self, join: JoinRequest, playback: PlaybackQueue, listener: RtcListener) -> None:
-        route = self.route(playback.sample_rate_hz)
-        self._port_id = playback.port_id
-        self.context.media.attach(playback.port_id, route)
+        route = await self.route(playback.sample_rate_hz)
+        if not self._closed:
+            self._port_id = playback.port_id
+            self.context.media.attach(playback.port_id, route)
 
     async def close(self, reason: EndReason) -> None:
+        self._closed = True
         if self._port_id is not None:
             self.context.media.detach(self._port_id)
             self._port_id = None
@@ -37,14 +43,14 @@ class _RoutedConnection(RtcConnection):
 class EchoConnection(_RoutedConnection):
     """The caller hears itself."""
 
-    def route(self, rate_hz: int) -> Route:
+    async def route(self, rate_hz: int) -> Route:
         return Echo()
 
 
 class SilenceConnection(_RoutedConnection):
     """The caller hears nothing; RTP flows."""
 
-    def route(self, rate_hz: int) -> Route:
+    async def route(self, rate_hz: int) -> Route:
         return Source(lambda rate_hz: Clip(np.zeros(rate_hz, np.int16), loop=True))
 
 
@@ -60,7 +66,7 @@ class ToneConnection(_RoutedConnection):
         if not 20 <= self._frequency_hz <= 20000:
             raise ValueError("a tone has 20 to 20000 Hz")
 
-    def route(self, rate_hz: int) -> Route:
+    async def route(self, rate_hz: int) -> Route:
         return Source(lambda rate_hz: Tone(self._frequency_hz, rate_hz))
 
 
@@ -72,15 +78,9 @@ class PlayConnection(_RoutedConnection):
         if not target.address:
             raise ValueError("expected play:FILE.wav")
 
-    def route(self, rate_hz: int) -> Route:
-        path, asked_hz = Path(self.target.address), rate_hz
+    async def route(self, rate_hz: int) -> Route:
+        path = Path(self.target.address)
         try:
-            first = WavSource(path, rate_hz, loop=True)
+            return Source(await asyncio.to_thread(open_wav, path, rate_hz, loop=True))
         except MediaError as error:
             raise RtcError(EndReason(EndKind.CHANNEL_FAILED, str(error))) from error
-
-        def make(rate_hz: int) -> SampleSource:
-            # the file is read here and not on the media thread, unless a codec changes the rate
-            return first if rate_hz == asked_hz else WavSource(path, rate_hz, loop=True)
-
-        return Source(make)

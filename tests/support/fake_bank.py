@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The native side of the media loop in plain numpy: ports whose rates tests set, and a clock that they advance."""
+"""The native side of the media loop in numpy: ports with rates that tests set, a clock that they advance."""
 
 import threading
 
