@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What is read of a SIP message beyond what pjsua2 hands over: its headers, by name."""
 
+import re
 from collections.abc import Iterator, Mapping
+
+_LINE_END = re.compile(r"\r\n|\r|\n")  # pjsip takes each of these
 
 # RFC 3261 section 7.3.3, and the ones registered since
 _COMPACT = {
@@ -53,11 +56,17 @@ def _key(name: str) -> str:
 
 def read_message(text: str) -> tuple[str, Headers]:
     """The start line and the headers of a whole message; the body is left out."""
-    head = text.partition("\r\n\r\n")[0]
-    lines = head.replace("\r\n ", " ").replace("\r\n\t", " ").split("\r\n")
+    lines: list[str] = []
+    for line in _LINE_END.split(text.lstrip("\r\n")):
+        if not line:
+            break
+        if lines and line[0] in " \t":
+            lines[-1] += " " + line.strip(" \t")
+        else:
+            lines.append(line)
     pairs = []
     for line in lines[1:]:
         name, colon, value = line.partition(":")
         if colon:
             pairs.append((name.strip(), value.strip()))
-    return lines[0], Headers(pairs)
+    return lines[0] if lines else "", Headers(pairs)

@@ -62,9 +62,15 @@ async def _resolve(uri: SipUri) -> list[Destination]:
     servers: list[tuple[str, int | None]] = [(uri.host, uri.port)]
     if uri.port is None:
         servers = [*await _srv(uri)] or servers
-    found = []
+    found: list[Destination] = []
+    failure: OSError | None = None
     for host, port in servers:
-        found += [Destination(uri, address, port) for address in await _addresses(host)]
+        try:
+            found += [Destination(uri, address, port) for address in await _addresses(host)]
+        except OSError as error:
+            failure = error
+    if failure is not None and not found:
+        raise failure
     return found
 
 
@@ -76,7 +82,8 @@ async def _addresses(host: str) -> list[str]:
 
 async def _srv(uri: SipUri) -> list[tuple[str, int]]:
     """Host and port by priority and weight; nothing when the domain has no such record."""
-    service = {"tls": "_sips._tcp", "tcp": "_sip._tcp"}.get(uri.transport, "_sip._udp")
+    secure = uri.scheme == "sips" or uri.transport == "tls"
+    service = "_sips._tcp" if secure else "_sip._tcp" if uri.transport == "tcp" else "_sip._udp"
     try:
         answer = await dns.asyncresolver.resolve(f"{service}.{uri.host}", "SRV", lifetime=_DNS_TIMEOUT_S)
     except (dns.exception.DNSException, OSError):
