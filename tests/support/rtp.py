@@ -260,7 +260,11 @@ class RtpPeer:
         assert self.remote is not None
         # When the far side's port is closed: what counts is what arrives, and that will be missed.
         with contextlib.suppress(OSError):
-            self.socket.sendto(header + payload, self.remote)
+            self.socket.sendto(self._seal(header + payload), self.remote)
+
+    def _seal(self, packet: bytes) -> bytes:
+        """What goes out for an RTP packet."""
+        return packet
 
     # Receiving ------------------------------------------------------------------------------------
 
@@ -271,6 +275,7 @@ class RtpPeer:
                 data, source = self.socket.recvfrom(4096)
             except OSError:
                 return
+            data = self._unseal(data)
             if len(data) < 12 or data[0] >> 6 != 2:
                 continue
             _, second, sequence, timestamp, ssrc = struct.unpack_from("!BBHII", data)
@@ -289,6 +294,10 @@ class RtpPeer:
                 if self.remote is None:
                     self.remote = packet.source
                 self._changed.notify_all()
+
+    def _unseal(self, data: bytes) -> bytes:
+        """The RTP packet in what came in; nothing when there is none."""
+        return data
 
     def audio_packets(self, since_s: float = 0.0, until_s: float = float("inf")) -> list[Packet]:
         """Those of the codec that arrived in [since_s, until_s), by time.monotonic()."""

@@ -28,6 +28,7 @@ def describe(
     address: str = "",
     dtmf: bool = True,
     extra: Sequence[str] = (),
+    profile: str = "RTP/AVP",
 ) -> str:
     """An offer or answer of one audio stream; without `codecs` of that of `media` alone."""
     kinds = list(codecs) or [type(media.codec)]
@@ -47,7 +48,7 @@ def describe(
         "s=-",
         f"c=IN {family} {where}",
         "t=0 0",
-        f"m=audio {media.port} RTP/AVP {' '.join(formats)}",
+        f"m=audio {media.port} {profile} {' '.join(formats)}",
     ]
     return "\r\n".join([*head, *lines, "a=ptime:20", f"a={direction}", *extra, ""])
 
@@ -61,10 +62,13 @@ class Description:
     payload_types: tuple[int, ...]
     rtpmaps: dict[int, str]
     direction: str
+    profile: str
+    crypto: tuple[str, ...]  # values of a=crypto (RFC 4568)
 
     @classmethod
     def parse(cls, text: str) -> "Description":
-        address, port, direction = "", 0, "sendrecv"
+        address, port, direction, profile = "", 0, "sendrecv", ""
+        crypto: list[str] = []
         payload_types: tuple[int, ...] = ()
         rtpmaps: dict[int, str] = {}
         for line in text.splitlines():
@@ -72,11 +76,13 @@ class Description:
             if kind == "c":
                 address = value.split()[2]
             elif kind == "m" and value.startswith("audio") and not port:
-                _, port_text, _, *formats = value.split()
+                _, port_text, profile, *formats = value.split()
                 port, payload_types = int(port_text), tuple(int(number) for number in formats)
             elif kind == "a" and value in ("sendrecv", "sendonly", "recvonly", "inactive"):
                 direction = value
+            elif kind == "a" and value.startswith("crypto:"):
+                crypto.append(value.removeprefix("crypto:"))
             elif kind == "a" and value.startswith("rtpmap:"):
                 number, name = value.removeprefix("rtpmap:").split(maxsplit=1)
                 rtpmaps[int(number)] = name
-        return cls(address, port, payload_types, rtpmaps, direction)
+        return cls(address, port, payload_types, rtpmaps, direction, profile, tuple(crypto))

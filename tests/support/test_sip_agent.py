@@ -69,6 +69,8 @@ def test_sdp_round_trip(rtp_loop: RtpLoop) -> None:
             (9, 0, 8, 101),
             {9: "G722/8000", 0: "PCMU/8000", 8: "PCMA/8000", 101: "telephone-event/8000"},
             "sendonly",
+            "RTP/AVP",
+            (),
         )
 
 
