@@ -31,7 +31,7 @@ endif
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run setup test check clean
+.PHONY: help run setup test check bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,8 +47,11 @@ test: setup $(MADE)/development $(MADE)/test-packages ## set up and run all test
 check: $(MADE)/development ## style, formatting, types, import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy --strict sipbridge tests
+	$(BIN)/mypy --strict sipbridge tests bench
 	$(BIN)/lint-imports
+
+bench: setup ## measure delay, losses, CPU and memory (ARGS='room:100 echo:100 --restarts 5')
+	@$(BIN)/python -m bench $(ARGS)
 
 clean: ## remove .venv and everything built here
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
