@@ -27,7 +27,7 @@ def schemes() -> list[str]:
 
 
 def load_backend(scheme: str) -> type[RtcConnection]:
-    """The class behind a scheme; LookupError with the known ones when there is none."""
+    """The class behind a scheme. LookupError when there is none, ImportError when it cannot be had."""
     location = BACKENDS.get(scheme)
     if location is None:
         for entry in importlib.metadata.entry_points(group=ENTRY_POINTS, name=scheme):
@@ -35,7 +35,10 @@ def load_backend(scheme: str) -> type[RtcConnection]:
     if location is None:
         raise LookupError(f"no channel backend for {scheme!r}: expected one of {', '.join(schemes())}")
     module, _, name = location.partition(":")
-    backend: type[RtcConnection] = getattr(importlib.import_module(module), name)
+    try:
+        backend: type[RtcConnection] = getattr(importlib.import_module(module), name)
+    except AttributeError as error:
+        raise ImportError(str(error)) from error
     return backend
 
 

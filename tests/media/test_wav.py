@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sipbridge.errors import MediaError
 from sipbridge.media import wav
 from sipbridge.media.tones import Tone
-from sipbridge.media.wav import WavRecorder, WavSource
+from sipbridge.media.wav import LateWavSource, WavRecorder, WavSource, open_wav
 from tests.support.audio import find_tone, level_dbfs, read_wav
 from tests.support.waiting import wait_until
 
@@ -243,3 +243,52 @@ def test_largest_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert recorder.truncated
     assert recorder.dropped_samples == 2000
     np.testing.assert_array_equal(read_wav(tmp_path / "call.wav")[0], NOISE[:6000])
+
+
+# --- files for the media thread, whose rate may change
+
+LEVEL = np.full(800, 8192, np.int16)
+
+
+def read_until_it_sounds(source: LateWavSource, count: int) -> NDArray[np.int16]:
+    for _ in range(100_000):
+        samples = source.read(count)
+        if len(samples) < count or samples.any():
+            return samples
+    raise AssertionError("it was never read")
+
+
+def test_opened_file_follows_the_rate(tmp_path: Path) -> None:
+    """At the rate it was opened for it is there at once, at another one by and by; from the start."""
+    make = open_wav(write(tmp_path / "a.wav", LEVEL), 8000)
+    np.testing.assert_array_equal(make(8000).read(40), np.full(40, 8192))
+    late = make(16000)
+    assert isinstance(late, LateWavSource)
+    read_until_it_sounds(late, 80)
+    heard = np.concatenate([late.read(80) for _ in range(10)])
+    assert np.abs(heard.astype(int) - 8192).max() < 100
+
+
+def test_late_file_ends_or_loops(tmp_path: Path) -> None:
+    """As it was asked for."""
+    path = write(tmp_path / "a.wav", LEVEL)
+    once, looped = LateWavSource(path, 8000), LateWavSource(path, 8000, loop=True)
+    for source in (once, looped):
+        read_until_it_sounds(source, 80)
+        for _ in range(9):
+            assert len(source.read(80)) == 80
+    assert len(once.read(80)) == 0
+    assert (looped.read(80) == 8192).all()
+
+
+def test_late_file_that_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody is there to be told: a line in the log, and the end of the sound."""
+    source = LateWavSource(tmp_path / "gone.wav", 8000)
+    assert len(read_until_it_sounds(source, 80)) == 0
+    assert "gone.wav" in caplog.text
+
+
+def test_file_that_cannot_be_opened(tmp_path: Path) -> None:
+    """This is told at once."""
+    with pytest.raises(MediaError, match=r"gone\.wav"):
+        open_wav(tmp_path / "gone.wav", 8000)
