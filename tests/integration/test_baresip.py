@@ -54,7 +54,7 @@ def test_two_telephones_hear_each_other(codec: str, server: Server, phone: Calla
 def test_telephone_registers_and_rings(server: Server, phone: Callable[..., Baresip]) -> None:
     """A telephone that registered from the desk is called by its name, and hears the tone."""
     made = phone(register=("127.0.0.1", server.sip_port, setup.ALICE), host=setup.DESK, answers=True)
-    made.wait_event("REGISTER_OK")
+    made.wait_registered()
     call_id = server.dial("alice", "tone:1000", trunk="alice")
     made.wait_event("CALL_ESTABLISHED")
     made.wait_for_audio(1.5)

@@ -123,6 +123,10 @@ class Baresip:
             assert data, f"no {kind} within {timeout_s} s:\n{self.log()}"
             self._unread += data
 
+    def wait_registered(self) -> None:
+        """Until its registration was accepted, which may be before anybody can listen for the event."""
+        wait_until(lambda: "200 OK" in self.log(), 10.0, "baresip is registered")
+
     def dial(self, uri: str) -> None:
         """Call, and wait for the answer."""
         self.command("dial", uri)

@@ -16,7 +16,7 @@ from typing import Self
 
 import psutil
 
-from tests.support.ports import free_port
+from tests.support.ports import free_port, free_udp_range
 from tests.support.waiting import wait_until
 
 SCENARIOS = Path(__file__).resolve().parents[1] / "sipp_scenarios"
@@ -60,28 +60,22 @@ class Sipp:
         if remote is not None:
             remote_host = f"[{remote[0]}]" if ":" in remote[0] else remote[0]
             command.append(f"{remote_host}:{remote[1]}")
-        command += [
-            "-sf",
-            str(SCENARIOS / f"{scenario}.xml"),
-            "-i",
-            literal,
-            "-bind_local",
-            "-p",
-            str(self.port),
-        ]
-        command += [
-            "-mi",
-            literal,
-            "-t",
-            transport,
-            "-m",
-            str(calls),
-            "-r",
-            f"{rate:g}",
-            "-l",
-            str(max(calls, 1)),
-        ]
-        command += ["-d", str(duration_ms), "-timeout", f"{timeout_s}s", "-timeout_error", "-nostdin"]
+        options = {
+            "-sf": SCENARIOS / f"{scenario}.xml",
+            "-i": literal,
+            "-p": self.port,
+            "-mi": literal,
+            # SIPp opens audio ports too, although none of its own is used.
+            "-mp": free_udp_range(4),
+            "-t": transport,
+            "-m": calls,
+            "-l": calls,
+            "-r": f"{rate:g}",
+            "-d": duration_ms,
+            "-timeout": f"{timeout_s}s",
+        }
+        command += [str(part) for option in options.items() for part in option]
+        command += ["-bind_local", "-timeout_error", "-nostdin"]
         command += ["-key", "rtp_port", str(rtp_port), "-key", "caller", caller, "-key", "callee", callee]
         for name, value in (keys or {}).items():
             command += ["-key", name, value]
