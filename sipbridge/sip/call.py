@@ -27,10 +27,10 @@ from sipbridge.sip.message import read_message
 from sipbridge.sip.resolve import Destination
 
 if TYPE_CHECKING:
-    from sipbridge.sip.endpoint import SipEndpoint
+    from sipbridge.sip.endpoint import SipEndpoint, Timer
 
 MAX_REDIRECTIONS = 5
-NO_ACK_S = 31.0  # an answer that nobody acknowledges; pjsip gives up a second later, and then waits for its BYE as long
+NO_ACK_S = 31.0  # an answer that nobody acknowledges: a second before pjsip sends a BYE, for as long again
 NO_RESPONSE_S = 4.0  # a server that says nothing at all to an INVITE; then the next one of the trunk is tried
 
 
@@ -80,6 +80,10 @@ class NativeCall(pj.BridgeCall):  # type: ignore[misc]  # pjsua2 has no types
         super().__init__(leg.endpoint.engine, account, leg.port, call_id)
         self._leg = leg
 
+    def let_go(self) -> None:
+        """After the last callback: nothing keeps the leg and its audio buffers from being freed then."""
+        del self._leg
+
     def onCallState(self, prm: "pj.OnCallStateParam") -> None:  # noqa: N802
         self._leg.guarded(self._leg.on_state, self, prm)
 
@@ -126,6 +130,7 @@ class CallLeg:
         self._native: NativeCall | None = None
         self._ending: EndReason | None = None
         self._ended = False
+        self._ack_timer: Timer | None = None
         self._destinations: list[Destination] = []
         self._next = 0
         self._redirections = 0
@@ -254,7 +259,8 @@ class CallLeg:
         prm.statusCode = code
         prm.opt.audioCount, prm.opt.videoCount, prm.opt.textCount = 1, 0, 0
         if code == 200:
-            self.endpoint.later(NO_ACK_S, functools.partial(self.guarded, self._give_up_unacknowledged))
+            unacknowledged = functools.partial(self.guarded, self._give_up_unacknowledged)
+            self._ack_timer = self.endpoint.later(NO_ACK_S, unacknowledged)
         try:
             self._native.answer(prm)
         except pj.Error as error:
@@ -267,7 +273,8 @@ class CallLeg:
 
     def _give_up_unacknowledged(self) -> None:
         if not self._confirmed:
-            self.end(EndReason(EndKind.TRANSPORT, "the caller did not acknowledge the answer", Party.BRIDGE, 408))
+            detail = "the caller did not acknowledge the answer"
+            self.end(EndReason(EndKind.TRANSPORT, detail, Party.BRIDGE, 408))
 
     def end(self, reason: EndReason) -> None:
         """`hangup`, on the SIP thread."""
@@ -440,6 +447,8 @@ class CallLeg:
         stats = self._read_stats()
         if stats.foreign_packets:
             self.log.warning("dropped RTP of foreign addresses", packets=stats.foreign_packets)
+        if self._ack_timer is not None:
+            self._ack_timer.work = None
         self._ended = True
         self._native = None
         self.endpoint.forget(self)
@@ -475,4 +484,5 @@ class CallLeg:
     def _over(self, listener: LegListener, reason: EndReason, stats: LegStats) -> None:
         self.state = LegState.ENDED
         self.codec = stats.codec or self.codec
+        self.listener = None
         listener.leg_ended(reason, stats)

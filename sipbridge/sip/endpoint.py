@@ -16,6 +16,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import pjsua2 as pj
 
@@ -63,6 +64,15 @@ class _Account(pj.Account):  # type: ignore[misc]  # pjsua2 has no types
             log.exception("an incoming call could not be taken")  # pjsua2 answers 500
 
 
+@dataclass(order=True, slots=True)
+class Timer:
+    """Work for later; `work` is None once it is not wanted any more, which also frees what it holds."""
+
+    due: float
+    number: int
+    work: Callable[[], None] | None = field(compare=False)
+
+
 class SipEndpoint:
     """Listens, dials and keeps the legs. Public methods: event loop, if not said otherwise."""
 
@@ -80,7 +90,7 @@ class SipEndpoint:
         self._accounts: dict[tuple[object, ...], _Account] = {}
         self._legs: dict[str, CallLeg] = {}
         self._retired: list[NativeCall] = []
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timers: list[Timer] = []
         self._timer_count = itertools.count()
         self._hosts: dict[str, frozenset[str]] = {}
 
@@ -125,18 +135,20 @@ class SipEndpoint:
             for cut in self.engine.gate().takeCutCalls():
                 self._guard(self._on_cut, cut)
             now = time.monotonic()
-            while self._timers and self._timers[0][0] <= now:
-                self._guard(heapq.heappop(self._timers)[2])
+            while self._timers and self._timers[0].due <= now:
+                work = heapq.heappop(self._timers).work
+                if work is not None:
+                    self._guard(work)
             if now >= next_check:
                 next_check = now + _MEDIA_CHECK_S
                 for leg in list(self._legs.values()):
                     leg.guarded(leg.check_media, now)
-            self._retired.clear()
+            self._let_go_retired()
             self._drain_log()
         self._close()
 
     def _poll_ms(self, next_check: float) -> int:
-        due = min(next_check, self._timers[0][0]) if self._timers else next_check
+        due = min(next_check, self._timers[0].due) if self._timers else next_check
         return max(0, min(_POLL_MS, int((due - time.monotonic()) * 1000) + 1))
 
     def _open(self) -> None:
@@ -184,7 +196,7 @@ class SipEndpoint:
             deadline = time.monotonic() + 0.5
             while self.engine.counters().calls and time.monotonic() < deadline:
                 self.engine.libHandleEvents(20)  # lets the BYEs out
-            self._retired.clear()
+            self._let_go_retired()
             for account in self._accounts.values():
                 account.shutdown()
             self._accounts.clear()
@@ -212,6 +224,7 @@ class SipEndpoint:
                 gate_trunk.username = trunk.auth.username
                 gate_trunk.password = trunk.auth.password.get_secret_value()
             gate_trunk.maxCalls = trunk.max_calls or 0
+            gate_trunk.srtpRequired = trunk.srtp == "require"
             trunks.append(gate_trunk)
         problem = self.engine.gate().configure(policy, trunks)
         if problem:
@@ -337,9 +350,11 @@ class SipEndpoint:
         """Runs `told` on the event loop. SIP thread."""
         self._loop.call_soon_threadsafe(told)
 
-    def later(self, delay_s: float, work: Callable[[], None]) -> None:
+    def later(self, delay_s: float, work: Callable[[], None]) -> Timer:
         """Runs `work` on the SIP thread after a time. SIP thread."""
-        heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._timer_count), work))
+        timer = Timer(time.monotonic() + delay_s, next(self._timer_count), work)
+        heapq.heappush(self._timers, timer)
+        return timer
 
     def set_draining(self, draining: bool) -> None:
         """New INVITEs are answered 503 from now on."""
@@ -466,6 +481,11 @@ class SipEndpoint:
     def retire(self, native: NativeCall) -> None:
         """Keeps a call that has ended until its last callback has returned. SIP thread."""
         self._retired.append(native)
+
+    def _let_go_retired(self) -> None:
+        for native in self._retired:
+            native.let_go()
+        self._retired.clear()
 
     def _count(self, leg: CallLeg, *, started: bool) -> None:
         number = next((i for i, trunk in enumerate(self.config.trunk) if trunk is leg.trunk), -1)
