@@ -174,10 +174,12 @@ void sendSip(const Leg& leg, const std::string& message) {
   sendto(leg.sip_fd, message.data(), message.size(), 0, reinterpret_cast<sockaddr*>(&server), sizeof server);
 }
 
+// As telephones do it, with keys beside the audio: a bridge then need not listen for tones.
 std::string sdp(const Leg& leg) {
   const std::string at = leg.source;
   return "v=0\r\no=- 1 1 IN IP4 " + at + "\r\ns=-\r\nc=IN IP4 " + at + "\r\nt=0 0\r\nm=audio " +
-         std::to_string(leg.rtp_port) + " RTP/AVP 0\r\na=rtpmap:0 PCMU/8000\r\na=ptime:20\r\na=sendrecv\r\n";
+         std::to_string(leg.rtp_port) + " RTP/AVP 0 101\r\na=rtpmap:0 PCMU/8000\r\na=rtpmap:101 telephone-event/8000\r\n" +
+         "a=fmtp:101 0-15\r\na=ptime:20\r\na=sendrecv\r\n";
 }
 
 std::string inviteUri(const Leg& leg) {
