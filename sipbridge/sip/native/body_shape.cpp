@@ -253,3 +253,14 @@ BodyFault bodyFault(std::string_view contentType, std::string_view body, std::si
   if (isMultipart(type)) return multipartFault(contentType, body);
   return sameText(type, "application/sdp") ? sdpFault(body) : BodyFault();
 }
+
+bool namesSrtp(std::string_view sdp) {
+  while (!sdp.empty()) {
+    std::string_view line = takeLine(sdp);
+    if (line.substr(0, 2) != "m=") continue;
+    take(line, ' ');  // the type
+    take(line, ' ');  // the port
+    if (take(line, ' ').find("RTP/SAVP") != std::string_view::npos) return true;
+  }
+  return false;
+}

@@ -17,3 +17,6 @@ struct BodyFault {
 // `contentType` is the header's value with its parameters; empty when there is none. Of a multipart body the frame is
 // judged; its parts are to be judged one by one.
 BodyFault bodyFault(std::string_view contentType, std::string_view body, std::size_t maxBytes);
+
+// Whether an SDP body without a fault has a stream of secure RTP (RFC 3711), used or not.
+bool namesSrtp(std::string_view sdp);

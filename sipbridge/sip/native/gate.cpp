@@ -45,6 +45,12 @@ std::string quotedText(const std::string& text) {
   return result + "\"";
 }
 
+// An INVITE without a body leaves the offer to us.
+bool offersSrtp(const GateRequest& request) {
+  if (request.body.empty() || namesSrtp(request.body)) return true;
+  return std::any_of(request.sdpParts.begin(), request.sdpParts.end(), namesSrtp);
+}
+
 }  // namespace
 
 Gate::Gate() : Gate(steadySeconds) {}
@@ -441,6 +447,7 @@ GateVerdict Gate::judgeKnown(const GateRequest& request) {
 GateVerdict Gate::judgeInvite(const GateRequest& request, const Proof& proof) {
   const GateTrunk& trunk = trunks_[static_cast<std::size_t>(proof.trunk)];
   if (trunk.phone && request.fromUser != proof.user) return refuse(403, "From is not the user of this telephone");
+  if (trunk.srtpRequired && !offersSrtp(request)) return refuse(488, "Not Acceptable: SRTP is required");
   if (draining_) {
     ++stats_.draining;
     return unavailable("Shutting Down");

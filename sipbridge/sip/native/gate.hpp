@@ -30,6 +30,7 @@ struct GateTrunk {
   std::vector<std::string> addresses;  // "192.0.2.0/24", "2001:db8::/32"
   std::string username, password;      // digest; no user when empty
   int maxCalls = 0;                    // at once, both directions; 0 = as many as all
+  bool srtpRequired = false;           // an offer of plain RTP is told so
 };
 
 struct GatePolicy {

@@ -501,6 +501,36 @@ void bodiesAreLookedAtInsideCallsToo() {
   CHECK(w.gate.stats().oversize == 1);
 }
 
+void plainRtpIsRefusedWhereSrtpIsRequired() {
+  const std::string secure =
+      "v=0\r\no=- 1 1 IN IP4 192.0.2.1\r\ns=-\r\nc=IN IP4 192.0.2.1\r\nt=0 0\r\nm=audio 4000 RTP/SAVP 0\r\n";
+  World w;
+  w.trunks[static_cast<std::size_t>(w.trunk("pbx", {"192.0.2.0/24"}))].srtpRequired = true;
+  w.trunk("other", {"192.0.3.0/24"});
+  w.start();
+  const auto codeOf = [&](const std::string& body, std::vector<std::string_view> parts) {
+    GateRequest r = w.request(Method::Invite, "192.0.2.1");
+    r.body = body;
+    r.sdpParts = std::move(parts);
+    r.contentLength = static_cast<long>(body.size());
+    const GateVerdict verdict = w.gate.judge(r);
+    return passes(verdict) ? 0 : verdict.code;
+  };
+  CHECK(codeOf(kSdp, {}) == 488);
+  CHECK(codeOf(kSdp + "a=tool:RTP/SAVP\r\n", {}) == 488);
+  CHECK(codeOf(secure, {}) == 0);
+  CHECK(codeOf("", {}) == 0);
+  GateRequest parts = w.request(Method::Invite, "192.0.2.1");
+  parts.contentType = "multipart/mixed;boundary=b";
+  parts.body = "--b\r\nc: text/x\r\n\r\nx\r\n--b--\r\n";
+  parts.contentLength = static_cast<long>(parts.body.size());
+  parts.sdpParts = {kSdp};
+  CHECK(code(w.gate.judge(parts)) == 488);
+  parts.sdpParts = {kSdp, secure};
+  CHECK(passes(w.gate.judge(parts)));
+  CHECK(passes(w.gate.judge(w.request(Method::Invite, "192.0.3.1"))));
+}
+
 void absurdHeadersAreRefused() {
   World w;
   w.trunk("pbx", {"192.0.2.0/24"});
@@ -712,6 +742,7 @@ int main() {
   limitsOfCallsAre503();
   drainingRefusesNewCallsOnly();
   bodiesAreLookedAtInsideCallsToo();
+  plainRtpIsRefusedWhereSrtpIsRequired();
   absurdHeadersAreRefused();
   whatRefersToNothingIs481();
   otherMethodsAreNotAllowed();
