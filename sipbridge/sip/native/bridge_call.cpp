@@ -54,6 +54,12 @@ void askForMonoOpus(pj_pool_t* pool, pjmedia_sdp_media* media) {
   }
 }
 
+std::string hostOf(pj_pool_t* pool, std::string uri) {
+  const pjsip_uri* parsed = pjsip_parse_uri(pool, uri.data(), uri.size(), 0);
+  if (!parsed || !(PJSIP_URI_SCHEME_IS_SIP(parsed) || PJSIP_URI_SCHEME_IS_SIPS(parsed))) return "";
+  return text(static_cast<const pjsip_sip_uri*>(pjsip_uri_get_uri(parsed))->host);
+}
+
 pjmedia_stream* audioStream(int call_id) {
   if (call_id < 0 || call_id >= int(pjsua_var.ua_cfg.max_calls)) return nullptr;
   pjsua_call& call = pjsua_var.calls[call_id];
@@ -164,6 +170,8 @@ void BridgeCall::onCallSdpCreated(pj::OnCallSdpCreatedParam& prm) {
   auto* sdp = static_cast<pjmedia_sdp_session*>(prm.sdp.pjSdpSession);
   const pjsua_call& call = pjsua_var.calls[getId()];
   pj_pool_t* pool = call.inv ? call.inv->pool_prov : call.async_call.dlg->pool;  // the first offer comes before the session
+  // pjsip sends the dialog's requests with this name and compares a TLS certificate with it, not with the next hop's.
+  if (!call.inv && !server_name_.empty()) pj_strdup2(pool, &call.async_call.dlg->initial_dest, server_name_.c_str());
   if (!media_address_.empty()) {
     const auto set = [&](pjmedia_sdp_conn* conn) {
       if (!conn) return;
@@ -224,6 +232,7 @@ void BridgeCall::makeCallBy(const std::string& uri, const pj::CallOpParam& prm, 
     throw pj::Error(PJSIP_EINVALIDURI, "makeCallBy", next_hop, __FILE__, __LINE__);
   }
   pj_list_push_front(&pjsua_var.acc[account_id_].route_set, route);
+  server_name_ = hostOf(pool, uri);
   const auto undo = [&] {
     pj_list_erase(route);
     pj_pool_release(pool);

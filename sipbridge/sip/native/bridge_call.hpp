@@ -47,7 +47,7 @@ class BridgeCall : public pj::Call {
   void setMediaSources(const std::vector<std::string>& networks, const std::string& nat,
                        const std::string& signalling_address);
   // makeCall() whose INVITE is sent to next_hop ("sip:192.0.2.1:5060") whatever host its Request-URI names, "" for
-  // the ordinary way. The message does not show it.
+  // the ordinary way. The message does not show it; over TLS the certificate has to name the host.
   void makeCallBy(const std::string& uri, const pj::CallOpParam& prm, const std::string& next_hop);
   RtpStats rtpStats();
   // RFC 4733 was agreed on for what we send.
@@ -68,6 +68,7 @@ class BridgeCall : public pj::Call {
   std::shared_ptr<PortQueues> queues_;
   std::vector<std::string> codecs_;
   std::string media_address_;
+  std::string server_name_;  // of the call that is being made, where it goes by a next hop
   std::shared_ptr<MediaSources> sources_;
   std::unordered_map<void*, std::shared_ptr<PjStream>> streams_;
   RtpStats before_;  // of the streams that re-INVITEs have replaced, or of the last one
