@@ -119,6 +119,16 @@ void Engine::onWake(pj_ioqueue_key_t* key, pj_ioqueue_op_key_t* op, pj_ssize_t) 
   }
 }
 
+// The call that needed the connection only learns that some certificate was not good.
+void Engine::onTransportState(const pj::OnTransportStateParam& prm) {
+  const pj::TlsInfo& tls = prm.tlsInfo;
+  if (prm.lastError != PJSIP_TLS_ECERTVERIF || tls.isEmpty()) return;
+  std::string faults;
+  for (const std::string& fault : tls.verifyMsgs) faults += (faults.empty() ? "" : "; ") + fault;
+  PJ_LOG(2, (THIS_FILE, "the certificate of %s (%s) is refused: %s", tls.remoteAddr.c_str(),
+             tls.remoteCertInfo.subjectCn.c_str(), faults.c_str()));
+}
+
 void Engine::push(EngineEvent event) {
   {
     std::lock_guard<std::mutex> lock(events_mutex_);

@@ -68,6 +68,7 @@ class Engine : public pj::Endpoint {
   Gate& gate() { return gate_; }
 
 #ifndef SWIG
+  void onTransportState(const pj::OnTransportStateParam& prm) override;
   void streamAdded() { ++streams_; }
   void streamRemoved() { --streams_; }
   void push(EngineEvent event);
