@@ -309,6 +309,7 @@ class SipEndpoint:
         nat = settings.natConfig
         nat.contactRewriteUse = nat.viaRewriteUse = nat.sdpNatRewriteUse = nat.sipOutboundUse = 0
         nat.iceEnabled = False
+        nat.contactUseSrcPort = 0  # Contact names our listener, and costs no connection of its own
         settings.callConfig.timerUse = pj.PJSUA_SIP_TIMER_OPTIONAL
         if auth is not None:
             credentials = pj.AuthCredInfo("digest", "*", auth.username, 0, auth.password.get_secret_value())
