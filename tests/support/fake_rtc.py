@@ -1,10 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What stands around a channel backend: its context, and a call that writes down what it is told."""
 
+import asyncio
+from typing import ClassVar
+
+import pytest
+
 from sipbridge.config import Config
-from sipbridge.errors import EndKind, EndReason
+from sipbridge.errors import EndKind, EndReason, Party, RtcError
+from sipbridge.media.loop import Source
+from sipbridge.media.tones import Tone
 from sipbridge.routing import Target
-from sipbridge.rtc.base import JoinRequest, RtcConnection, RtcContext
+from sipbridge.rtc import registry
+from sipbridge.rtc.base import JoinRequest, PlaybackQueue, RtcConnection, RtcContext, RtcListener
 from sipbridge.rtc.local import LocalRooms
 from sipbridge.rtc.registry import make_connection
 from tests.support.fake_bank import FakeMedia, FakePort
@@ -53,3 +61,49 @@ class FakeCall:
 
     def closed(self, reason: EndReason) -> None:
         self.told.append(("closed", reason))
+
+
+class ScriptedConnection(RtcConnection):
+    """A channel that does what a test says: `scripted:` with how `connect` shall go."""
+
+    made: ClassVar[list["ScriptedConnection"]] = []
+
+    def __init__(self, target: Target, context: RtcContext) -> None:
+        super().__init__(target, context)
+        self.may_join = asyncio.Event()
+        self.joined = False
+        self.join: JoinRequest
+        self.playback: PlaybackQueue
+        self.listener: RtcListener
+        self.sent: list[tuple[object, ...]] = []
+        self.closed: list[EndReason] = []
+        ScriptedConnection.made.append(self)
+
+    async def connect(self, join: JoinRequest, playback: PlaybackQueue, listener: RtcListener) -> None:
+        self.join, self.playback, self.listener = join, playback, listener
+        match self.target.address:
+            case "refuses":
+                raise RtcError(EndReason(EndKind.BUSY, "the room is full", Party.CHANNEL))
+            case "breaks":
+                raise ZeroDivisionError("oh no")
+            case "waits":
+                await self.may_join.wait()
+        if not self.closed:
+            self.joined = True
+            self.context.media.attach(playback.port_id, Source(lambda rate_hz: Tone(1000, rate_hz)))
+
+    async def send_dtmf(self, digit: str, duration_ms: int) -> None:
+        self.sent.append((digit, duration_ms))
+
+    async def close(self, reason: EndReason) -> None:
+        self.closed.append(reason)
+        if self.joined:
+            self.context.media.detach(self.playback.port_id)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[ScriptedConnection]:
+    """The channels that were made; the scheme is known within the test."""
+    monkeypatch.setitem(registry.BACKENDS, "scripted", f"{__name__}:ScriptedConnection")
+    ScriptedConnection.made.clear()
+    return ScriptedConnection.made
