@@ -303,7 +303,12 @@ class CallLeg:
             if native is self._native:
                 self._read_stats()
                 self._native = None
-                self._disconnected(info.lastStatusCode, info.lastReason)
+                event = prm.e
+                unreachable = (
+                    event.type == pj.PJSIP_EVENT_TSX_STATE
+                    and event.body.tsxState.type == pj.PJSIP_EVENT_TRANSPORT_ERROR
+                )
+                self._disconnected(info.lastStatusCode, info.lastReason, unreachable)
         elif native is not self._native or self._ending is not None:
             return
         elif state == pj.PJSIP_INV_STATE_EARLY and self.direction == "outbound":
@@ -319,7 +324,7 @@ class CallLeg:
             self._silent_since = now
             self._tell(lambda listener: self._answered(listener, now))
 
-    def _disconnected(self, code: int, phrase: str) -> None:
+    def _disconnected(self, code: int, phrase: str, unreachable: bool) -> None:
         far = Party.CALLER if self.direction == "inbound" else Party.CALLEE
         if self._ending is not None:
             self._finish(self._ending)
@@ -334,6 +339,10 @@ class CallLeg:
                 self._finish(EndReason(EndKind.CANCELLED, "the caller gave up", far, code))
             else:
                 self._finish(EndReason.from_sip(code, phrase, Party.BRIDGE))
+        elif unreachable:  # the code is pjsip's own, and nobody's answer
+            self._attempt_failed(
+                EndReason(EndKind.TRANSPORT, f"cannot reach it: {phrase}", Party.BRIDGE, code)
+            )
         else:
             self._attempt_failed(EndReason.from_sip(code, phrase, far))
 
