@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What carries signalling and audio beside plain UDP and TCP over IPv4."""
 
+import contextlib
+import socket
+import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import MakeAgent, MakeCall, MakePeer
 from tests.support import audio
+from tests.support.certificates import Authority, Certificate
 from tests.support.ports import free_port
 from tests.support.rtp import RtpLoop, RtpPeer
 from tests.support.server import Server
-from tests.support.sip_agent import RefusedError
+from tests.support.sip_agent import RefusedError, SipAgent
 from tests.support.srtp import SrtpPeer
+from tests.support.waiting import wait_until
 
 TONE = pytest.approx(1000, abs=2)
+CARRIER_PORT = free_port()
 SRTP_TRUNKS = {"off": "127.0.0.1", "allow": "127.0.0.51", "require": "127.0.0.52"}
 
 
@@ -134,10 +142,10 @@ def test_plain_call_beside_it_is_heard(name: str, srtp_server: Server, call: Mak
 
 
 def test_plain_offer_is_refused_where_srtp_is_required(srtp_server: Server, call: MakeCall) -> None:
-    """488, and no call starts."""
+    """488 with the reason, and no call starts."""
     with pytest.raises(RefusedError) as refused:
         call("x", server=srtp_server.sip_address, host=SRTP_TRUNKS["require"])
-    assert refused.value.status == 488
+    assert refused.value.response.start == "SIP/2.0 488 Not Acceptable: SRTP is required"
     assert srtp_server.calls() == []
 
 
@@ -186,3 +194,223 @@ def test_answer_without_a_key_ends_the_call(srtp_server: Server, agent: MakeAgen
     ended = srtp_server.ended(call_id=call_id)
     assert (ended.kind, ended.by, ended.sip_code) == ("not_acceptable", "bridge", 488)
     assert peer.packets == []
+
+
+# TLS --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Who signs all certificates here."""
+    return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def start_tls_server(
+    authority: Authority, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Server]]:
+    """Starts servers that speak TLS; `sip_port` is that of TLS."""
+    identity = authority.issue("127.0.0.1", "sipbridge.example")
+    with contextlib.ExitStack() as servers:
+
+        def start(**more: Any) -> Server:
+            port = free_port()
+            config = {
+                "sip": {
+                    "listen": [f"127.0.0.1:{free_port()}"],
+                    "transports": ["udp", "tls"],
+                    "tls": {
+                        "certificate": identity.certificate,
+                        "private_key": identity.private_key,
+                        "port": port,
+                        **more,
+                    },
+                },
+                "trunk": [
+                    {"name": "line", "allowed_addresses": ["127.0.0.1"]},
+                    {
+                        "name": "named",
+                        "outbound": {"servers": [f"localhost:{CARRIER_PORT}"], "transport": "tls"},
+                    },
+                ],
+                "rule": [{"name": "tone", "target": "tone:1000"}],
+            }
+            return servers.enter_context(Server(tmp_path_factory.mktemp("tls"), config, sip_port=port))
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def tls_server(start_tls_server: Callable[..., Server]) -> Server:
+    """It asks nobody for a certificate."""
+    return start_tls_server()
+
+
+@pytest.fixture(scope="module")
+def strict_server(start_tls_server: Callable[..., Server], authority: Authority) -> Server:
+    """It trusts the authority alone."""
+    return start_tls_server(ca=authority.certificate, verify=True)
+
+
+def tls_call(server: Server, agent: MakeAgent, peer: RtpPeer, context: ssl.SSLContext) -> None:
+    """A call over TLS, which is heard, and hung up."""
+    caller = agent(server=server.sip_address, transport="tls", tls=context)
+    dialog = caller.call("x", peer)
+    assert ";transport=tls" in dialog.target.lower()
+    peer.listen(0.1)
+    assert audio.find_tone(peer.listen(0.5), 8000) == TONE
+    dialog.hang_up()
+
+
+def test_tls_call_is_heard(tls_server: Server, authority: Authority, agent: MakeAgent, rtp: MakePeer) -> None:
+    """The caller sees a certificate that it trusts, and the call goes as any other."""
+    tls_call(tls_server, agent, rtp(), authority.client_context())
+
+
+def test_old_tls_is_refused(tls_server: Server) -> None:
+    """TLS 1.1 is no longer safe (RFC 8996)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_ciphers("DEFAULT@SECLEVEL=0")  # or the test itself would not speak it
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with (
+        socket.create_connection(tls_server.sip_address) as plain,
+        pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"),
+    ):
+        context.wrap_socket(plain)
+
+
+def test_plain_text_at_the_tls_port_bothers_nobody(
+    tls_server: Server, authority: Authority, agent: MakeAgent, rtp: MakePeer
+) -> None:
+    """It is not answered, and neither it nor somebody who says nothing at all is in others' way."""
+    with socket.create_connection(tls_server.sip_address):
+        stranger = agent(server=tls_server.sip_address, transport="tcp")
+        stranger.send(stranger.request("OPTIONS", stranger.uri("x")))
+        assert stranger.closed_by_server()
+        tls_call(tls_server, agent, rtp(), authority.client_context())
+
+
+@pytest.mark.parametrize("certificate", ["none", "trusted", "other"])
+def test_callers_certificate(
+    certificate: str,
+    strict_server: Server,
+    authority: Authority,
+    agent: MakeAgent,
+    rtp: MakePeer,
+    tmp_path: Path,
+) -> None:
+    """With verify a caller needs a certificate of the right authority."""
+    if certificate == "trusted":
+        context = authority.client_context(authority.issue("caller.example"))
+        tls_call(strict_server, agent, rtp(), context)
+        return
+    other = Authority(tmp_path).issue("caller.example") if certificate == "other" else None
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        tls_call(strict_server, agent, rtp(), authority.client_context(other))
+
+
+class Carrier:
+    """Waits for calls over TLS."""
+
+    def __init__(self, identity: Certificate, port: int = 0) -> None:
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self._listener.settimeout(5.0)
+        self._context = identity.server_context()
+        self.port: int = self._listener.getsockname()[1]
+
+    def accept(self) -> SipAgent:
+        """Who connects next; OSError when the handshake fails."""
+        connection, address = self._listener.accept()
+        connection.settimeout(5.0)
+        encrypted = self._context.wrap_socket(connection, server_side=True)
+        return SipAgent(address, transport="tls", connection=encrypted)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.fixture
+def carrier() -> Iterator[Callable[..., Carrier]]:
+    """Makes listeners, by their certificate."""
+    made: list[Carrier] = []
+
+    def make(identity: Certificate, port: int = 0) -> Carrier:
+        made.append(Carrier(identity, port))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize("verifies", [False, True])
+def test_dialling_by_tls(
+    verifies: bool,
+    tls_server: Server,
+    strict_server: Server,
+    authority: Authority,
+    carrier: Callable[..., Carrier],
+    rtp: MakePeer,
+) -> None:
+    """Without verify any certificate will do; with it, one for the address or name that was dialled."""
+    server = strict_server if verifies else tls_server
+    far = carrier(authority.issue("127.0.0.1") if verifies else authority.issue("elsewhere.example"))
+    call_id = server.dial(f"sip:x@127.0.0.1:{far.port};transport=tls", "tone:1000")
+    peer = rtp()
+    with far.accept() as callee:
+        dialog = callee.accept(callee.wait_request("INVITE"), peer)
+        peer.listen(0.1)
+        assert audio.find_tone(peer.listen(0.5), 8000) == TONE
+        server.hang_up(call_id)
+        dialog.wait_bye()
+
+
+def test_dialling_a_name_by_tls(
+    strict_server: Server, authority: Authority, carrier: Callable[..., Carrier], rtp: MakePeer
+) -> None:
+    """A server that is configured by its name has to prove the name, not its address."""
+    far = carrier(authority.issue("localhost"), CARRIER_PORT)
+    call_id = strict_server.dial("123", "tone:1000", trunk="named")
+    with far.accept() as callee:
+        invite = callee.wait_request("INVITE")
+        assert invite.start == f"INVITE sip:123@localhost:{CARRIER_PORT};transport=tls SIP/2.0"
+        dialog = callee.accept(invite, rtp())
+        strict_server.hang_up(call_id)
+        dialog.wait_bye()  # on the same connection
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("host", "(elsewhere.example) is refused: The server identity does not match"),
+        ("authority", "(127.0.0.1) is refused: The certificate is untrusted"),
+    ],
+)
+def test_certificate_of_another_is_rejected(
+    fault: str,
+    why: str,
+    strict_server: Server,
+    authority: Authority,
+    carrier: Callable[..., Carrier],
+    tmp_path: Path,
+) -> None:
+    """No INVITE goes to a server that cannot prove to be the one; the log says so."""
+    if fault == "host":
+        identity = authority.issue("elsewhere.example")
+    else:
+        identity = Authority(tmp_path).issue("127.0.0.1")
+    far = carrier(identity)
+    call_id = strict_server.dial(f"sip:x@127.0.0.1:{far.port};transport=tls", "tone:1000")
+    with contextlib.suppress(OSError), far.accept() as callee:
+        callee.closed_by_server()
+        assert callee.log == []
+    ended = strict_server.ended(call_id=call_id)
+    assert (ended.kind, ended.by) == ("transport", "bridge")
+    assert "certificate verification" in ended.detail
+    wait_until(
+        lambda: [line for line in strict_server.events(logger="pjsip") if why in line["event"]],
+        5.0,
+        f"the log says that {why}",
+    )

@@ -10,6 +10,7 @@ import itertools
 import random
 import re
 import socket
+import ssl
 import time
 import uuid
 from collections.abc import Sequence
@@ -137,14 +138,19 @@ class SipAgent:
         port: int | None = None,
         transport: str = "udp",
         user: str = "tester",
+        tls: ssl.SSLContext | None = None,
+        connection: socket.socket | None = None,
     ) -> None:
+        """`tls` is what transport "tls" takes to connect; `connection` is a stream that is open already."""
         self.server = server
         self.transport = transport
         self.user = user
         self.host = host
         self._literal = f"[{host}]" if ":" in host else host
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        if transport == "udp":
+        if connection is not None:
+            self._socket = connection
+        elif transport == "udp":
             self._socket = socket.socket(family, socket.SOCK_DGRAM)
             self._socket.bind((host, port or free_port()))
         else:
@@ -152,6 +158,8 @@ class SipAgent:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind((host, port or free_port()))
             self._socket.connect(server)
+            if tls is not None:
+                self._socket = tls.wrap_socket(self._socket, server_hostname=server[0])
         self.port: int = self._socket.getsockname()[1]
         self._sent_by = f"SIP/2.0/{transport.upper()} {self._literal}:{self.port}"
         self._unread = b""  # of a TCP stream
@@ -161,7 +169,7 @@ class SipAgent:
 
     @property
     def contact(self) -> str:
-        suffix = "" if self.transport == "udp" else ";transport=tcp"
+        suffix = "" if self.transport == "udp" else f";transport={self.transport}"
         return f"sip:{self.user}@{self._literal}:{self.port}{suffix}"
 
     def uri(self, user: str) -> str:
