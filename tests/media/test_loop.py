@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from numpy.typing import NDArray
 
 from sipbridge.media.loop import Echo, Room, Route, Sink, Source
@@ -788,16 +788,13 @@ class Comings(RuleBasedStateMachine):
         self.media = FakeMedia()
         self.routes: dict[FakePort, Route] = {}
         self.muted: set[FakePort] = set()
+        self.moving: set[FakePort] = set()
         self.silent_since: dict[FakePort, int] = {}
         self.ticks = 0
         self.changed_at = 0
         self.taken: dict[FakePort, list[int]] = {}
         self.detached: list[FakePort] = []
         self.done: list[FakePort] = []
-
-    @initialize()
-    def fail_on_faults(self) -> None:
-        self.faults: list[logging.LogRecord] = []
 
     def route(self, kind: str, port: FakePort) -> Route:
         if kind == "echo":
@@ -814,10 +811,9 @@ class Comings(RuleBasedStateMachine):
 
     def change(self, port: FakePort) -> None:
         self.changed_at = self.ticks
-        value = 100 + 10 * port.port_id if self.is_loud(port) else 0
-        port.say(constant(value))
-        # it may be heard out of where it was for a tick, and stays out of its port for a moment
-        self.silent_since[port] = self.ticks + 2
+        port.say(constant(0))  # for the tick in which it may still be where it was
+        self.moving.add(port)
+        self.silent_since[port] = self.ticks + 2  # what it hears fades out
 
     def any_port(self, data: st.DataObject) -> FakePort:
         return data.draw(st.sampled_from(sorted(self.routes, key=lambda port: port.port_id)))
@@ -889,6 +885,11 @@ class Comings(RuleBasedStateMachine):
             self.media.run()
             self.ticks += 1
             self.check_silence()
+            for port in self.moving:
+                port.say(constant(100 + 10 * port.port_id if self.is_loud(port) else 0))
+            if self.moving:
+                self.moving.clear()
+                self.changed_at = self.ticks
 
     def check_silence(self) -> None:
         for port in self.routes:
