@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The command line, as a user runs it."""
 
+import os
 import signal
 import socket
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.conftest import MakeCall, MakePeer, RunSipp
 from tests.support import audio, toml
 from tests.support.command import environment_of, finish, lone_environment, run, start
 from tests.support.ports import free_port
-from tests.support.server import Server
+from tests.support.server import Server, clean_environment
 
 
 def test_version(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_dial_not_answered(tmp_path: Path, sipp: RunSipp) -> None:
     """So is a callee that does not answer in time."""
     callee = sipp("uas_never_answers")
     result = run(
-        "dial", f"sip:x@127.0.0.1:{callee.port}", "--ring", "1", environment=lone_environment(tmp_path)
+        "dial", f"sip:x@127.0.0.1:{callee.port}", "--ring", "2", environment=lone_environment(tmp_path)
     )
     callee.wait()
     assert result.code == 1
@@ -220,8 +220,7 @@ def test_check(tmp_path: Path) -> None:
             }
         )
     )
-    environment = lone_environment(tmp_path)
-    del environment["SIPBRIDGE_HTTP__LISTEN"]
+    environment = clean_environment(tmp_path / "state")
     result = run("check", "--config", path, environment=environment)
     assert result.code == 0, result.err
     assert str(port) in result.out
@@ -276,7 +275,7 @@ def test_port_in_use(tmp_path: Path) -> None:
         result = run("serve", "--config", path, environment=lone_environment(tmp_path))
     assert result.code == 2
     assert str(port) in result.err
-    assert psutil.Process().name() in result.err
+    assert f"pid {os.getpid()}" in result.err
 
 
 def test_serve_says_where_it_listens_and_how_to_call(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support.ports import free_port
+from tests.support.ports import free_port, free_udp_range
 from tests.support.server import ROOT, Server, clean_environment
 
 
@@ -32,7 +32,12 @@ def environment_of(server: Server) -> dict[str, str]:
 
 def lone_environment(directory: Path) -> dict[str, str]:
     """An environment in which no server runs."""
-    return {**clean_environment(directory / "state"), "SIPBRIDGE_HTTP__LISTEN": f"127.0.0.1:{free_port()}"}
+    first = free_udp_range(20)
+    return {
+        **clean_environment(directory / "state"),
+        "SIPBRIDGE_HTTP__LISTEN": f"127.0.0.1:{free_port()}",
+        "SIPBRIDGE_SIP__RTP_PORTS": f"{first},{first + 19}",
+    }
 
 
 def start(*arguments: str | Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
