@@ -334,8 +334,6 @@ class Bridge:
         )
         if self._connection is not None:
             self._spawn(self._connection.close(reason))
-        elif leg is not None:
-            self._context.media.detach(leg.port.port_id)
         self.answered.set()
         self.over.set()
         self._ended(self)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One call, from the first sign of it to its one `CallEnded`: the leg is a fake, the channel does as told."""
 
+import gc
 import time
+import weakref
 from typing import Any, cast
 
 import pytest
@@ -292,6 +294,20 @@ async def test_no_timer_outlives_the_call(scripted: Scripted) -> None:
     leg.hangs_up()
     await pass_time(60)
     assert stage.end.reason.kind is EndKind.HANGUP
+
+
+@in_event_loop
+async def test_nothing_keeps_a_call_that_has_ended(scripted: Scripted) -> None:
+    """No timer or task: a day of calls would stay in memory until their longest duration is over."""
+    stage = Stage(max_duration_s=86400)
+    leg = await stage.answered()
+    leg.hangs_up()
+    await settle()
+    kept = weakref.ref(stage.bridge)
+    del stage, leg
+    scripted.clear()
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.parametrize("wanted", [False, True])

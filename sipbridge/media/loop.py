@@ -270,8 +270,6 @@ class MediaLoop:
         member = self._members.get(port_id)
         if member is None:
             self._members[port_id] = _Member(port_id, route)
-        elif member.heard_gain == 0.0:  # not heard yet, so there is nothing to fade out
-            member.take(route)
         else:
             member.leaving, member.next_route = True, route
         self._dirty = True
@@ -302,8 +300,6 @@ class MediaLoop:
         if self._captures.shape != (len(members), columns):
             self._captures = np.zeros((len(members), columns), np.int16)
             self._playbacks = np.zeros((len(members), columns), np.int16)
-        else:
-            self._playbacks[:] = 0
         self._row_samples = [int(rate) * self._tick_ms // 1000 for rate in rates]
 
         rows_by_rate: dict[int, list[int]] = {}
