@@ -87,11 +87,17 @@ void Clock::detach(const LegStream* stream) {
               legs_.end());
 }
 
+// How many frames are due in each tick of a period; the slot of a time is its tick modulo the length.
+std::vector<unsigned> Clock::slotLoads(int64_t period_ns) const {
+  std::vector<unsigned> load(size_t(std::max<int64_t>(1, period_ns / tick_ns_)));
+  for (const auto& leg : legs_) ++load[size_t(leg->send_ns / tick_ns_) % load.size()];
+  return load;
+}
+
 // The first frame of a new leg is due in a period or more, in the tick in which the fewest others are.
 int64_t Clock::freeSlot(int64_t period_ns) const {
-  std::vector<unsigned> load(size_t(std::max<int64_t>(1, period_ns / tick_ns_)));
+  std::vector<unsigned> load = slotLoads(period_ns);
   const auto slotOf = [&](int64_t ns) -> unsigned& { return load[size_t(ns / tick_ns_) % load.size()]; };
-  for (const auto& leg : legs_) ++slotOf(leg->send_ns);
   int64_t best = now_ns_ + period_ns;
   for (size_t i = 1; i < load.size(); ++i) {
     const int64_t other = now_ns_ + period_ns + int64_t(i) * tick_ns_;
@@ -118,8 +124,24 @@ void Clock::capture(Leg& leg) {
   }
 }
 
+// Its first frame is whole: it goes out at once, and the others at its pace. In a slot that was in step with nothing
+// each frame would wait for the rest of the call. A tick that has half more than its share already is passed over.
+int64_t Clock::slotInStep(const Leg& leg) const {
+  const std::vector<unsigned> load = slotLoads(leg.period_ns);
+  const size_t most = legs_.size() * 3 / (2 * load.size()) + 1;
+  int64_t slot_ns = now_ns_;
+  while (slot_ns < leg.send_ns && load[size_t(slot_ns / tick_ns_) % load.size()] >= most) slot_ns += tick_ns_;
+  return std::min(slot_ns, leg.send_ns);
+}
+
 void Clock::send(Leg& leg) {
   const size_t count = leg.frame.size();
+  if (!leg.port->playbackActive()) {
+    leg.in_step = false;
+  } else if (!leg.in_step && leg.port->playbackHas(count)) {
+    leg.in_step = true;
+    leg.send_ns = slotInStep(leg);
+  }
   // a wait ends before the next frame is due
   const int64_t longest_wait_ns = std::min(kMaxSendWaitTicks * tick_ns_, leg.period_ns - tick_ns_);
   for (; leg.send_ns <= now_ns_; leg.send_ns += leg.period_ns) {

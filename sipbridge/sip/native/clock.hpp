@@ -66,13 +66,16 @@ class Clock {
     std::shared_ptr<PortQueues> port;
     std::vector<int16_t> frame;
     int64_t period_ns;
-    int64_t send_ns;  // when its next frame is due
+    int64_t send_ns;       // when its next frame is due
+    bool in_step = false;  // with whoever writes what it sends
   };
 
   void run();
   void capture(Leg& leg);
   void send(Leg& leg);
+  std::vector<unsigned> slotLoads(int64_t period_ns) const;
   int64_t freeSlot(int64_t period_ns) const;
+  int64_t slotInStep(const Leg& leg) const;
 
   const unsigned tick_ms_;
   const int64_t tick_ns_;

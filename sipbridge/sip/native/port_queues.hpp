@@ -86,6 +86,14 @@ class PortQueues {
     return capture_.depth();
   }
 
+  // Somebody writes what is sent, whether there is a frame of it yet or not.
+  bool playbackActive() const { return active_.load(std::memory_order_relaxed); }
+
+  bool playbackHas(size_t count) const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return playback_.depth() >= count;
+  }
+
   // Somebody is being heard and the next frame is not there yet, though it may come soon.
   bool playbackIsLate(size_t count) const {
     if (!active_.load(std::memory_order_relaxed)) return false;
