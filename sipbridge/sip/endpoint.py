@@ -11,17 +11,19 @@ import itertools
 import logging
 import os
 import socket
+import ssl
 import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pjsua2 as pj
 
 from sipbridge import ports
-from sipbridge.config import Config, TrunkConfig
+from sipbridge.config import Config, TlsConfig, TrunkConfig
 from sipbridge.errors import CallError, ConfigError, EndKind, EndReason
 from sipbridge.routing import DialPlan, SipUri, join_host_port, split_host_port
 from sipbridge.sip.call import CallLeg, NativeCall
@@ -193,7 +195,7 @@ class SipEndpoint:
         for leg in list(self._legs.values()):
             leg.guarded(leg.end, reason)
         try:
-            deadline = time.monotonic() + 0.5
+            deadline = time.monotonic() + 2.0
             while self.engine.counters().calls and time.monotonic() < deadline:
                 self.engine.libHandleEvents(20)  # lets the BYEs out
             self._let_go_retired()
@@ -262,12 +264,7 @@ class SipEndpoint:
                     settings.publicAddress = sip.public_address
                 if name == "tls" and sip.tls is not None:
                     settings.port = sip.tls.port
-                    tls = settings.tlsConfig
-                    tls.certFile = str(sip.tls.certificate)
-                    tls.privKeyFile = str(sip.tls.private_key)
-                    tls.CaListFile = str(sip.tls.ca or "")
-                    tls.verifyServer = tls.verifyClient = tls.requireClientCert = sip.tls.verify
-                    tls.proto = pj.PJ_SSL_SOCK_PROTO_TLS1_2 | pj.PJ_SSL_SOCK_PROTO_TLS1_3
+                    _set_tls(settings.tlsConfig, sip.tls)
                 problem = ports.find_problem("udp" if name == "udp" else "tcp", host, settings.port)
                 if problem is not None:
                     raise ConfigError(problem, table="sip", key="listen")
@@ -534,6 +531,38 @@ class SipEndpoint:
     def _drain_log(self) -> None:
         for line in self.engine.takeLog():
             pjsip_log.log(_PYTHON_LEVELS.get(line.level, logging.DEBUG), "%s", line.message)
+
+
+def _set_tls(settings: "pj.TlsConfig", tls: TlsConfig) -> None:
+    """ConfigError for files that are no use; pjsip reads them when the first peer connects."""
+    authorities = tls.ca
+    if tls.verify and authorities is None:
+        authorities = _system_authorities()
+        if authorities is None:
+            raise ConfigError("the system has no list of authorities; name a file", table="sip.tls", key="ca")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(tls.certificate, tls.private_key)
+    except (OSError, ValueError) as error:
+        detail = f"cannot be used with its private key: {error}"
+        raise ConfigError(detail, table="sip.tls", key="certificate") from error
+    if authorities is not None:
+        try:
+            context.load_verify_locations(authorities)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{authorities}: {error}", table="sip.tls", key="ca") from error
+    settings.certFile = str(tls.certificate)
+    settings.privKeyFile = str(tls.private_key)
+    settings.CaListFile = str(authorities or "")
+    settings.verifyServer = settings.verifyClient = settings.requireClientCert = tls.verify
+    settings.proto = pj.PJ_SSL_SOCK_PROTO_TLS1_2 | pj.PJ_SSL_SOCK_PROTO_TLS1_3
+
+
+def _system_authorities() -> Path | None:
+    """The file of all authorities that this system trusts; by itself pjsip trusts nobody."""
+    named = ssl.get_default_verify_paths().cafile  # also by $SSL_CERT_FILE
+    places = (named, "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
+    return next((Path(place) for place in places if place and os.path.isfile(place)), None)
 
 
 def _party(uri: str) -> str:
