@@ -2,7 +2,9 @@
 #include "frame_port.hpp"
 
 FramePort::FramePort(PortBank& bank, unsigned rate_hz)
-    : bank_(bank), queues_(std::make_shared<PortQueues>(rate_hz, bank.maxMs())), id_(bank.add(queues_)) {}
+    : FramePortParts{bank, std::make_shared<PortQueues>(rate_hz, bank.maxMs()), 0} {
+  id_ = bank_.add(queues_);
+}
 
 FramePort::~FramePort() { close(); }
 

@@ -10,9 +10,23 @@
 #include "port_bank.hpp"
 #include "port_queues.hpp"
 
+#ifndef SWIG
+// What a frame needs. It is a base of the port, in front of pjsua2's own: until that one is gone the conference bridge
+// may be in the middle of a frame.
+struct FramePortParts {
+  PortBank bank_;
+  std::shared_ptr<PortQueues> queues_;
+  int id_;
+};
+#endif
+
 // The clock hands it frames straight through its queues, at the rate of the stream. Connected to pjsua2's conference
 // bridge instead (createPort(), then startTransmit()), it works the same way through the two callbacks.
-class FramePort : public pj::AudioMediaPort {
+class FramePort :
+#ifndef SWIG
+    private FramePortParts,
+#endif
+    public pj::AudioMediaPort {
  public:
   FramePort(PortBank& bank, unsigned rate_hz);
   ~FramePort() override;
@@ -34,10 +48,5 @@ class FramePort : public pj::AudioMediaPort {
   void onFrameReceived(pj::MediaFrame& frame) override;
   void onFrameRequested(pj::MediaFrame& frame) override;
   const std::shared_ptr<PortQueues>& queues() const { return queues_; }
-
- private:
-  PortBank& bank_;
-  std::shared_ptr<PortQueues> queues_;
-  int id_;
 #endif
 };

@@ -12,6 +12,7 @@
 
 // Rows are laid out by the media thread, which alone calls layout(), read() and write(). Matrices are int16, C order,
 // (rows, columns); of row i the first rate_i * tick_ms / 1000 samples are used. add() and remove() from any thread.
+// Copies are the same bank: a port has one, and so may outlive the engine's.
 class PortBank {
  public:
   PortBank(unsigned tick_ms, unsigned max_ms) : tick_ms_(tick_ms), max_ms_(max_ms) {}
@@ -37,10 +38,13 @@ class PortBank {
     unsigned rate_hz;
     bool written;
   };
-  const unsigned tick_ms_, max_ms_;  // max_ms_: the most a queue may hold
-  std::mutex mutex_;
-  std::unordered_map<int, std::shared_ptr<PortQueues>> ports_;
-  int next_id_ = 1;
-  std::vector<Row> rows_;
+  struct State {
+    std::mutex mutex;
+    std::unordered_map<int, std::shared_ptr<PortQueues>> ports;
+    int next_id = 1;
+    std::vector<Row> rows;
+  };
+  unsigned tick_ms_, max_ms_;  // max_ms_: the most a queue may hold
+  std::shared_ptr<State> state_ = std::make_shared<State>();
 #endif
 };

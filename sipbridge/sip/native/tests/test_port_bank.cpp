@@ -166,6 +166,16 @@ void removedPortIsSilent() {
   CHECK(media.bank.add(makePort()) != id);
 }
 
+void portOutlivesTheBank() {
+  auto media = std::make_unique<Media>();
+  PortBank bank = media->bank;
+  const int id = bank.add(makePort());
+  CHECK(media->bank.size() == 1);
+  media.reset();
+  bank.remove(id);
+  CHECK(bank.size() == 0);
+}
+
 void portsOfALayoutAreWaitedFor() {
   Media media;
   const auto stays = makePort(), leaves = makePort();
@@ -235,6 +245,7 @@ int main() {
   matrixNarrowerThanATickIsNotOverrun();
   anotherRateMakesTheRowStale();
   removedPortIsSilent();
+  portOutlivesTheBank();
   portsOfALayoutAreWaitedFor();
   portsComeAndGoWhileOthersAreRead();
   return checkResult();
