@@ -173,9 +173,9 @@ void BridgeCall::onCallSdpCreated(pj::OnCallSdpCreatedParam& prm) {
   // pjsip sends the dialog's requests with this name and compares a TLS certificate with it, not with the next hop's.
   if (!call.inv && !server_name_.empty()) pj_strdup2(pool, &call.async_call.dlg->initial_dest, server_name_.c_str());
   if (!media_address_.empty()) {
+    const bool v6 = media_address_.find(':') != std::string::npos;
     const auto set = [&](pjmedia_sdp_conn* conn) {
       if (!conn) return;
-      const bool v6 = media_address_.find(':') != std::string::npos;
       if ((pj_stricmp2(&conn->addr_type, "IP6") == 0) != v6) return;
       if (pj_stricmp2(&conn->addr, "0.0.0.0") == 0) return;  // a hold the old way stays one
       pj_strdup2(pool, &conn->addr, media_address_.c_str());
@@ -186,7 +186,8 @@ void BridgeCall::onCallSdpCreated(pj::OnCallSdpCreatedParam& prm) {
       pjmedia_sdp_attr* rtcp = pjmedia_sdp_media_find_attr2(sdp->media[i], "rtcp", nullptr);
       if (rtcp) pjmedia_sdp_media_remove_attr(sdp->media[i], rtcp);  // it names the old address; the port is RTP's plus one
     }
-    if (sdp->conn) sdp->origin.addr = sdp->conn->addr;
+    sdp->origin.addr_type = pj_str(const_cast<char*>(v6 ? "IP6" : "IP4"));
+    pj_strdup2(pool, &sdp->origin.addr, media_address_.c_str());
   }
   for (unsigned m = 0; m < sdp->media_count; ++m) askForMonoOpus(pool, sdp->media[m]);
   if (codecs_.empty()) return;
