@@ -4,7 +4,7 @@
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tests.support import audio
 from tests.support.certificates import Authority, Certificate
 from tests.support.ports import free_port
 from tests.support.rtp import RtpLoop, RtpPeer
+from tests.support.sdp import describe
 from tests.support.server import Server
 from tests.support.sip_agent import RefusedError, SipAgent
 from tests.support.srtp import SrtpPeer
@@ -22,6 +23,7 @@ from tests.support.waiting import wait_until
 
 TONE = pytest.approx(1000, abs=2)
 CARRIER_PORT = free_port()
+NAMED_PORTS = (free_port(), free_port())
 SRTP_TRUNKS = {"off": "127.0.0.1", "allow": "127.0.0.51", "require": "127.0.0.52"}
 
 
@@ -213,7 +215,7 @@ def start_tls_server(
     identity = authority.issue("127.0.0.1", "sipbridge.example")
     with contextlib.ExitStack() as servers:
 
-        def start(**more: Any) -> Server:
+        def start(environment: Mapping[str, str] | None = None, **more: Any) -> Server:
             port = free_port()
             config = {
                 "sip": {
@@ -235,7 +237,8 @@ def start_tls_server(
                 ],
                 "rule": [{"name": "tone", "target": "tone:1000"}],
             }
-            return servers.enter_context(Server(tmp_path_factory.mktemp("tls"), config, sip_port=port))
+            directory = tmp_path_factory.mktemp("tls")
+            return servers.enter_context(Server(directory, config, sip_port=port, environment=environment))
 
         yield start
 
@@ -260,6 +263,12 @@ def tls_call(server: Server, agent: MakeAgent, peer: RtpPeer, context: ssl.SSLCo
     peer.listen(0.1)
     assert audio.find_tone(peer.listen(0.5), 8000) == TONE
     dialog.hang_up()
+
+
+def test_certificate_without_its_key(start_tls_server: Callable[..., Server], authority: Authority) -> None:
+    """The server does not start with files that no call could use, and says which they are."""
+    with pytest.raises(AssertionError, match=r"\[sip.tls\] certificate: cannot be used with its private key"):
+        start_tls_server(private_key=authority.private_key)
 
 
 def test_tls_call_is_heard(tls_server: Server, authority: Authority, agent: MakeAgent, rtp: MakePeer) -> None:
@@ -345,18 +354,24 @@ def carrier() -> Iterator[Callable[..., Carrier]]:
         each.close()
 
 
-@pytest.mark.parametrize("verifies", [False, True])
+@pytest.mark.parametrize("trusts", ["all", "authority", "system"])
 def test_dialling_by_tls(
-    verifies: bool,
+    trusts: str,
     tls_server: Server,
     strict_server: Server,
+    start_tls_server: Callable[..., Server],
     authority: Authority,
     carrier: Callable[..., Carrier],
     rtp: MakePeer,
 ) -> None:
-    """Without verify any certificate will do; with it, one for the address or name that was dialled."""
-    server = strict_server if verifies else tls_server
-    far = carrier(authority.issue("127.0.0.1") if verifies else authority.issue("elsewhere.example"))
+    """Without verify any certificate will do; with it, one for who was dialled.
+
+    Where no authority is configured, those of the system count.
+    """
+    server = {"all": tls_server, "authority": strict_server}.get(trusts) or start_tls_server(
+        {"SSL_CERT_FILE": str(authority.certificate)}, verify=True
+    )
+    far = carrier(authority.issue("elsewhere.example" if trusts == "all" else "127.0.0.1"))
     call_id = server.dial(f"sip:x@127.0.0.1:{far.port};transport=tls", "tone:1000")
     peer = rtp()
     with far.accept() as callee:
@@ -414,3 +429,60 @@ def test_certificate_of_another_is_rejected(
         5.0,
         f"the log says that {why}",
     )
+
+
+# Servers by name, and what others are told of our own address -------------------------------------
+
+
+@pytest.fixture(scope="module")
+def named_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Its carrier's servers have names, and it has a public address of its own."""
+    servers = [f"localhost:{port}" for port in NAMED_PORTS]
+    config = {
+        "sip": {"public_address": "192.0.2.1"},
+        "trunk": [
+            {"name": "line", "allowed_addresses": ["127.0.0.1"]},
+            {"name": "far", "outbound": {"servers": servers}},
+        ],
+        "rule": [{"name": "tone", "target": "tone:1000"}],
+    }
+    with Server(tmp_path_factory.mktemp("named"), config) as server:
+        yield server
+
+
+def test_servers_by_name(named_server: Server, agent: MakeAgent, rtp: MakePeer) -> None:
+    """The Request-URI says the name, the message goes to its address, and no Route tells of that.
+
+    The second server is called when the first has failed; in the call, requests go to the callee's Contact.
+    """
+    first, second, third = (
+        agent(server=named_server.sip_address, port=port) for port in (*NAMED_PORTS, None)
+    )
+    call_id = named_server.dial("123", "tone:1000", trunk="far")
+    invite = first.wait_request("INVITE")
+    assert invite.start == f"INVITE sip:123@localhost:{NAMED_PORTS[0]} SIP/2.0"
+    assert invite.get("route") == ""
+    first.respond(invite, 503, tag="busy")
+    invite = second.wait_request("INVITE")
+    assert invite.start == f"INVITE sip:123@localhost:{NAMED_PORTS[1]} SIP/2.0"
+    assert invite.get("route") == ""
+    peer = rtp()
+    peer.remote = (invite.sdp.address, invite.sdp.port)
+    second.port = third.port  # for its Contact
+    second.respond(invite, 200, "OK", tag="up", body=describe(peer))
+    third.wait_request("ACK")
+    peer.listen(0.1)
+    assert audio.find_tone(peer.listen(0.5), 8000) == TONE
+    named_server.hang_up(call_id)
+    bye = third.wait_request("BYE")
+    assert bye.get("route") == ""
+    third.respond(bye, 200, "OK")
+
+
+def test_own_address(named_server: Server, call: MakeCall) -> None:
+    """Contact names the public address; audio of a peer on this machine stays on it."""
+    made = call("x", server=named_server.sip_address)
+    assert made.dialog.target == f"sip:sipbridge@192.0.2.1:{named_server.sip_port}"
+    assert made.dialog.answer is not None
+    assert made.dialog.answer.address == made.dialog.answer.origin == "127.0.0.1"
+    assert made.hears_tone() == TONE

@@ -57,6 +57,7 @@ def describe(
 class Description:
     """What the other party said of its first audio stream."""
 
+    origin: str
     address: str
     port: int
     payload_types: tuple[int, ...]
@@ -67,13 +68,15 @@ class Description:
 
     @classmethod
     def parse(cls, text: str) -> "Description":
-        address, port, direction, profile = "", 0, "sendrecv", ""
+        origin, address, port, direction, profile = "", "", 0, "sendrecv", ""
         crypto: list[str] = []
         payload_types: tuple[int, ...] = ()
         rtpmaps: dict[int, str] = {}
         for line in text.splitlines():
             kind, _, value = line.partition("=")
-            if kind == "c":
+            if kind == "o":
+                origin = value.split()[5]
+            elif kind == "c":
                 address = value.split()[2]
             elif kind == "m" and value.startswith("audio") and not port:
                 _, port_text, profile, *formats = value.split()
@@ -85,4 +88,4 @@ class Description:
             elif kind == "a" and value.startswith("rtpmap:"):
                 number, name = value.removeprefix("rtpmap:").split(maxsplit=1)
                 rtpmaps[int(number)] = name
-        return cls(address, port, payload_types, rtpmaps, direction, profile, tuple(crypto))
+        return cls(origin, address, port, payload_types, rtpmaps, direction, profile, tuple(crypto))

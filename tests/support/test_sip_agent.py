@@ -65,6 +65,7 @@ def test_sdp_round_trip(rtp_loop: RtpLoop) -> None:
         text = describe(rtp, codecs=(G722, Pcmu, Pcma), direction="sendonly", address="0.0.0.0")
         assert Description.parse(text) == Description(
             "0.0.0.0",
+            "0.0.0.0",
             rtp.port,
             (9, 0, 8, 101),
             {9: "G722/8000", 0: "PCMU/8000", 8: "PCMA/8000", 101: "telephone-event/8000"},
