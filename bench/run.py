@@ -122,7 +122,9 @@ def summarize(scenario: Scenario, raw: dict[str, Any], usage: dict[str, Usage]) 
             "send_late_ms": percentiles(raw["send_late_ms"]),
         },
         "measured_s": raw["measured_s"],
+        # for plots and for pooling: [second, leg, delay in ms] and ms
         "bursts_raw": raw["bursts"],
+        "setup_raw": raw["setup_ms"],
     }
     if "measuring" in usage:
         result["server"] = _server_usage(
@@ -165,7 +167,7 @@ def _server_usage(idle: Usage, start: Usage, end: Usage, calls: int) -> dict[str
 
 _HEAD = (
     f"{'scenario':10} {'up':>5} {'set-up ms p50/p95/p99':>22} {'delay ms min/p50/p95/p99/max':>34} "
-    f"{'heard':>11} {'lost':>5} {'gaps':>5} {'% core':>7} {'MB/call':>8} {'other':>6}"
+    f"{'heard':>11} {'lost':>5} {'gaps':>5} {'% core':>7} {'MB/call':>8} {'late':>6} {'other':>6}"
 )
 
 
@@ -183,8 +185,45 @@ def _line(result: dict[str, Any]) -> str:
         f"{result['scenario']:10} {result['answered']:>5} {many(result['setup_ms'], 'p50 p95 p99'):>22} "
         f"{many(result['delay_ms'], 'min p50 p95 p99 max'):>34} "
         f"{bursts['heard']:>5}/{bursts['sent']:<5} {rtp['lost']:>5} {rtp['gaps_over_40_ms']:>5} "
-        f"{server.get('percent_core_a_call', ''):>7} {server.get('pss_mb_a_call', ''):>8} {other:>6}"
+        f"{server.get('percent_core_a_call', ''):>7} {server.get('pss_mb_a_call', ''):>8} "
+        f"{result['generator']['send_late_ms'].get('p99', ''):>6} {other:>6}"
     )
+
+
+def pool(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One result of several runs: what was heard in all of them, the median of what was used."""
+
+    def total(table: str) -> dict[str, float]:
+        longest = {"longest_gap_ms"}
+        return {
+            key: (max if key in longest else sum)(run[table][key] for run in runs) for key in runs[0][table]
+        }
+
+    def median(table: str, key: str) -> float:
+        return round(float(np.median([run[table][key] for run in runs])), 4)
+
+    failures: dict[str, int] = {}
+    for run in runs:
+        for code, count in run["failures"].items():
+            failures[code] = failures.get(code, 0) + count
+    pooled: dict[str, Any] = {
+        "scenario": runs[0]["scenario"],
+        "runs": len(runs),
+        "answered": sum(run["answered"] for run in runs),
+        "failures": failures,
+        "setup_ms": percentiles([value for run in runs for value in run["setup_raw"]]),
+        "delay_ms": percentiles([delay for run in runs for _, _, delay in run["bursts_raw"]]),
+        "bursts": total("bursts"),
+        "rtp": total("rtp"),
+        "generator": {
+            "cores": median("generator", "cores"),
+            "send_late_ms": {"p99": max(run["generator"]["send_late_ms"].get("p99", 0.0) for run in runs)},
+        },
+    }
+    if all("server" in run for run in runs):
+        keys = ("cores", "percent_core_a_call", "machine_busy_cores", "rss_mb_a_call", "pss_mb_a_call")
+        pooled["server"] = {key: median("server", key) for key in keys}
+    return pooled
 
 
 def _machine() -> dict[str, Any]:
@@ -236,6 +275,14 @@ def main(arguments: list[str] | None = None) -> None:
             print(_line(result), flush=True)
             if result["failures"]:
                 print(f"           failed: {result['failures']}", flush=True)
+    if options.restarts > 1:
+        print(f"\nall {options.restarts} together: delays pooled, CPU and memory the median run's")
+        report["pooled"] = [
+            pool([run for run in report["runs"] if run["scenario"] == str(scenario)])
+            for scenario in dict.fromkeys(scenarios)
+        ]
+        for result in report["pooled"]:
+            print(_line(result))
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{report['date'].replace(':', '')}.json"
     path.write_text(json.dumps(report))
