@@ -194,7 +194,7 @@ class CallError(SipbridgeError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.reason.code} {self.reason.detail}".rstrip()
+        return f"{self.reason.sip_code or self.reason.code} {self.reason.detail}".rstrip()
 
 
 class RtcError(SipbridgeError):

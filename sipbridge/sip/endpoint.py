@@ -36,6 +36,8 @@ pjsip_log = logging.getLogger("pjsip")
 
 _POLL_MS = 200  # of the event queue; posts do not wait for it
 _MEDIA_CHECK_S = 1.0
+_REFUSAL_S = 60.0  # a source that is turned away is told of so often
+_MAX_TOLD_REFUSALS = 1000
 _PYTHON_LEVELS = {0: logging.CRITICAL, 1: logging.ERROR, 2: logging.WARNING, 3: logging.INFO}
 _MAX_BODY_BYTES = 10_000
 _MAX_CALLS = 1024  # compiled into pjsua2; the gate refuses at the configured limit, below it
@@ -94,7 +96,9 @@ class SipEndpoint:
         self._retired: list[NativeCall] = []
         self._timers: list[Timer] = []
         self._timer_count = itertools.count()
-        self._hosts: dict[str, frozenset[str]] = {}
+        first, last = config.sip.rtp_ports
+        self._limit = min(config.sip.max_calls, (last - first + 1) // 2)  # a call has a pair of ports
+        self._told_refusals: dict[str, float] = {}
 
     # --- life
 
@@ -136,6 +140,8 @@ class SipEndpoint:
                 self._guard(self._on_event, event)
             for cut in self.engine.gate().takeCutCalls():
                 self._guard(self._on_cut, cut)
+            for refusal in self.engine.gate().takeRefusals():
+                self._guard(self._on_refusal, refusal)
             now = time.monotonic()
             while self._timers and self._timers[0].due <= now:
                 work = heapq.heappop(self._timers).work
@@ -187,7 +193,8 @@ class SipEndpoint:
         self.engine.libStart()
         self.engine.audDevManager().setNullDev()
         for number, trunk in enumerate(self.config.trunk):
-            self.engine.setTrunkAccount(number, self._account(trunk, "").getId())
+            v4, v6 = (self._account(trunk, host).getId() for host in ("127.0.0.1", "::1"))
+            self.engine.setTrunkAccounts(number, v4, v6)
         self.engine.startClock()
 
     def _close(self) -> None:
@@ -212,7 +219,7 @@ class SipEndpoint:
         sip = self.config.sip
         policy = pj.GatePolicy()
         policy.refuseAloud = sip.unknown == "403"
-        policy.maxCalls = sip.max_calls
+        policy.maxCalls = self._limit
         policy.maxBodyBytes = _MAX_BODY_BYTES
         policy.requestsPerSecond, policy.burst = 200.0, 800
         policy.algorithms = pj.StringVector(sip.digest)
@@ -281,7 +288,7 @@ class SipEndpoint:
                 self.listening.append(f"{name} {join_host_port(host, int(bound.rpartition(':')[2]))}")
 
     def _account(self, trunk: TrunkConfig | None, host: str) -> _Account:
-        """The account for this trunk's media policy; calls to an IPv6 host have one of their own."""
+        """The account for this trunk's media policy; calls from and to IPv6 hosts have one of their own."""
         srtp = trunk.srtp if trunk is not None else "off"
         auth = trunk.outbound.auth if trunk is not None and trunk.outbound is not None else None
         ipv6 = ":" in host
@@ -302,7 +309,10 @@ class SipEndpoint:
             "require": pj.PJMEDIA_SRTP_MANDATORY,
         }[srtp]
         media.srtpSecureSignaling = 0
-        media.ipv6Use = pj.PJSUA_IPV6_ENABLED_PREFER_IPV6 if ipv6 else pj.PJSUA_IPV6_ENABLED_PREFER_IPV4
+        media.ipv6Use = pj.PJSUA_IPV6_ENABLED_USE_IPV6_ONLY if ipv6 else pj.PJSUA_IPV6_DISABLED
+        # Each call's SDP says its own address. Without one here pjsua would look this host's name up for
+        # every call, in DNS, on this thread.
+        media.transportConfig.publicAddress = "::1" if ipv6 else "127.0.0.1"
         nat = settings.natConfig
         nat.contactRewriteUse = nat.viaRewriteUse = nat.sdpNatRewriteUse = nat.sipOutboundUse = 0
         nat.iceEnabled = False
@@ -365,16 +375,21 @@ class SipEndpoint:
     ) -> CallLeg:
         """A leg that is being dialled; it tells how that goes. CallError when there is nobody to dial."""
         destinations = await resolve_servers(plan)
-        return await self.run(lambda: self._dial(call_id, plan, destinations, caller, headers))
+        leg, destinations = await self.run(
+            lambda: self._make_leg(call_id, plan, destinations, caller, headers)
+        )
+        # only now, so that nothing happens to the leg before somebody listens to it
+        self.post(lambda: leg.guarded(leg.dial, destinations))
+        return leg
 
-    def _dial(
+    def _make_leg(
         self,
         call_id: str,
         plan: DialPlan,
         destinations: list[Destination],
         caller: SipUri | None,
         headers: Mapping[str, str],
-    ) -> CallLeg:
+    ) -> tuple[CallLeg, list[Destination]]:
         if plan.phone:
             contact = self.engine.gate().contactOf(plan.phone)
             if not contact:
@@ -382,6 +397,7 @@ class SipEndpoint:
                 raise CallError(EndReason(EndKind.UNAVAILABLE, detail))
             uri = SipUri.parse(contact)
             destinations = [Destination(uri, uri.host, uri.port)]
+        self._check_limits(plan.trunk)
         leg = CallLeg(
             self,
             call_id=call_id,
@@ -396,9 +412,16 @@ class SipEndpoint:
         leg.extra_headers = {**(plan.trunk.headers if plan.trunk is not None else {}), **headers}
         self._legs[leg.id] = leg
         self._count(leg, started=True)
-        # the loop gets the leg before anything that happens to it
-        self.post(lambda: leg.guarded(leg.dial, destinations))
-        return leg
+        return leg, destinations
+
+    def _check_limits(self, trunk: TrunkConfig | None) -> None:
+        if len(self._legs) >= self._limit:
+            raise CallError(EndReason(EndKind.OVERLOAD, f"{self._limit} calls are up: that is the limit"))
+        limit = trunk.max_calls if trunk is not None else None
+        if limit is not None and sum(leg.trunk is trunk for leg in self._legs.values()) >= limit:
+            raise CallError(
+                EndReason(EndKind.OVERLOAD, f"{limit} calls of this trunk are up: that is its limit")
+            )
 
     def make_call(self, leg: CallLeg, destination: Destination) -> NativeCall:
         """One attempt; pj.Error when it cannot even begin. SIP thread."""
@@ -515,11 +538,35 @@ class SipEndpoint:
             log.exception("work on the SIP thread failed")
 
     def _on_event(self, event: "pj.EngineEvent") -> None:
+        if event.kind == pj.EngineEvent.kRejected:
+            log.info("INVITE from %s to %s got %s %s", event.caller, event.callee, event.code, event.reason)
+            return
         for leg in self._legs.values():
             if event.kind == pj.EngineEvent.kTelephoneEvent and leg.port.port_id == event.port_id:
                 leg.guarded(leg.on_digit, event.digit, event.duration_ms, "rfc4733")
             elif event.kind == pj.EngineEvent.kInfoDigit and leg.native_id() == event.call_id:
                 leg.guarded(leg.on_digit, event.digit, event.duration_ms, "info")
+
+    def _on_refusal(self, refusal: "pj.GateRefusal") -> None:
+        """Says once a minute and source who was turned away, and why."""
+        now = time.monotonic()
+        source = refusal.source.rpartition(":")[0]
+        if now - self._told_refusals.get(source, -_REFUSAL_S) < _REFUSAL_S:
+            return
+        if len(self._told_refusals) >= _MAX_TOLD_REFUSALS:
+            self._told_refusals.clear()
+        self._told_refusals[source] = now
+        why = refusal.reason or (
+            "refused" if refusal.code else "in no trunk's addresses, banned, or too many requests"
+        )
+        log.info(
+            "%s %s from %s got %s: %s",
+            refusal.method,
+            refusal.uri,
+            refusal.source,
+            refusal.code or "no answer",
+            why,
+        )
 
     def _on_cut(self, cut: "pj.GateCut") -> None:
         """The gate closed a connection, or kept a body from pjsip, and the call cannot go on."""
@@ -530,6 +577,8 @@ class SipEndpoint:
 
     def _drain_log(self) -> None:
         for line in self.engine.takeLog():
+            if "socket bind() at" in line.message:  # one port of the range is taken: the next one is
+                line.level = 4
             pjsip_log.log(_PYTHON_LEVELS.get(line.level, logging.DEBUG), "%s", line.message)
 
 

@@ -217,7 +217,8 @@ void BridgeCall::onCallSdpCreated(pj::OnCallSdpCreatedParam& prm) {
   }
 }
 
-void BridgeCall::makeCallBy(const std::string& uri, const pj::CallOpParam& prm, const std::string& next_hop) {
+void BridgeCall::makeCallBy(const std::string& uri, const pj::CallOpParam& prm, const std::string& next_hop)
+    PJSUA2_THROW(pj::Error) {
   if (next_hop.empty()) {
     makeCall(uri, prm);
     return;

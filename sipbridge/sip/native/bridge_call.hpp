@@ -48,7 +48,8 @@ class BridgeCall : public pj::Call {
                        const std::string& signalling_address);
   // makeCall() whose INVITE is sent to next_hop ("sip:192.0.2.1:5060") whatever host its Request-URI names, "" for
   // the ordinary way. The message does not show it; over TLS the certificate has to name the host.
-  void makeCallBy(const std::string& uri, const pj::CallOpParam& prm, const std::string& next_hop);
+  void makeCallBy(const std::string& uri, const pj::CallOpParam& prm, const std::string& next_hop)
+      PJSUA2_THROW(pj::Error);
   RtpStats rtpStats();
   // RFC 4733 was agreed on for what we send.
   bool canSendTelephoneEvents();

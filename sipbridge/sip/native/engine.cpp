@@ -61,7 +61,7 @@ Engine::~Engine() {
   g_engine = nullptr;
 }
 
-void Engine::install() {
+void Engine::install() PJSUA2_THROW(pj::Error) {
   pj_log_set_log_func(&Engine::onLog);
   // The level that other bridges and telephones have: with pjmedia's own setting G.722 is 6 dB louder than G.711.
   pjmedia_codec_g722_set_pcm_shift(1);
@@ -202,17 +202,32 @@ void Engine::onReplaceRequest(pjsua_call_id, pjsip_rx_data*, int* code, pj_str_t
   *code = PJSIP_SC_DECLINE;
 }
 
-void Engine::onAccFindForIncoming(const pjsip_rx_data*, pjsua_acc_id* account_id) {
+void Engine::onRejectedIncomingCall(pj::OnRejectedIncomingCallParam& prm) {
+  EngineEvent told;
+  told.kind = EngineEvent::kRejected;
+  told.call_id = prm.callId;
+  told.code = prm.statusCode;
+  told.caller = prm.remoteInfo;
+  told.callee = prm.localInfo;
+  told.reason = prm.reason;
+  push(std::move(told));
+}
+
+void Engine::onAccFindForIncoming(const pjsip_rx_data* rdata, pjsua_acc_id* account_id) {
   if (!g_engine) return;
   const int trunk = g_engine->gate_.currentTrunk();
-  if (trunk >= 0 && size_t(trunk) < g_engine->trunk_accounts_.size()) *account_id = g_engine->trunk_accounts_[size_t(trunk)];
+  if (trunk >= 0 && size_t(trunk) < g_engine->trunk_accounts_.size()) {
+    const auto& accounts = g_engine->trunk_accounts_[size_t(trunk)];
+    const bool v6 = (rdata->tp_info.transport->key.type & PJSIP_TRANSPORT_IPV6) != 0;
+    *account_id = v6 ? accounts.second : accounts.first;
+  }
   g_engine->alignRtpPorts();
 }
 
-void Engine::setTrunkAccount(int trunk, int account_id) {
+void Engine::setTrunkAccounts(int trunk, int account_v4, int account_v6) {
   if (trunk < 0) return;
-  if (trunk_accounts_.size() <= size_t(trunk)) trunk_accounts_.resize(size_t(trunk) + 1, 0);
-  trunk_accounts_[size_t(trunk)] = account_id;
+  if (trunk_accounts_.size() <= size_t(trunk)) trunk_accounts_.resize(size_t(trunk) + 1);
+  trunk_accounts_[size_t(trunk)] = {account_v4, account_v6};
 }
 
 void Engine::alignRtpPorts() {

@@ -16,10 +16,12 @@
 
 // Something that happened on a native thread and is told to Python on the SIP thread.
 struct EngineEvent {
-  enum Kind { kTelephoneEvent, kInfoDigit };
+  enum Kind { kTelephoneEvent, kInfoDigit, kRejected };
   int kind = 0;
   int port_id = 0;  // whose (kTelephoneEvent)
   int call_id = -1; // whose (kInfoDigit)
+  int code = 0;     // kRejected: pjsip turned an INVITE away that the gate had let in
+  std::string caller, callee, reason;
   std::string digit;
   unsigned duration_ms = 0;
 };
@@ -46,7 +48,7 @@ class Engine : public pj::Endpoint {
   ~Engine() override;
 
   // After libInit(), before any transport: takes over the callbacks, the log and the judging of requests.
-  void install();
+  void install() PJSUA2_THROW(pj::Error);
   // After libStart().
   void startClock();
   // Before libDestroy().
@@ -58,8 +60,9 @@ class Engine : public pj::Endpoint {
   std::vector<EngineLog> takeLog();
   EngineCounters counters();
 
-  // Requests that the gate let in belong to this account (one a media policy) by the trunk that it found.
-  void setTrunkAccount(int trunk, int account_id);
+  // Requests that the gate let in belong to these accounts (by media policy) by the trunk that it found and by the
+  // IP version that they came with.
+  void setTrunkAccounts(int trunk, int account_v4, int account_v6);
   // All accounts walk the range of RTP ports together; before each call.
   void alignRtpPorts();
 
@@ -69,6 +72,7 @@ class Engine : public pj::Endpoint {
 
 #ifndef SWIG
   void onTransportState(const pj::OnTransportStateParam& prm) override;
+  void onRejectedIncomingCall(pj::OnRejectedIncomingCallParam& prm) override;
   void streamAdded() { ++streams_; }
   void streamRemoved() { --streams_; }
   void push(EngineEvent event);
@@ -102,7 +106,7 @@ class Engine : public pj::Endpoint {
   std::deque<EngineLog> log_;
   std::atomic<unsigned long long> dropped_log_lines_{0};
 
-  std::vector<int> trunk_accounts_;
+  std::vector<std::pair<int, int>> trunk_accounts_;
   unsigned next_rtp_port_ = 0;
 #endif
 };

@@ -14,6 +14,7 @@ namespace {
 
 constexpr std::size_t kMaxSources = 65536;
 constexpr std::size_t kMaxCuts = 4096;
+constexpr std::size_t kMaxRefusals = 16;  // told of at once
 constexpr std::size_t kMaxUriBytes = 255;  // pjsip prints URIs into buffers of 256
 constexpr std::size_t kMaxUserBytes = 128;
 constexpr std::size_t kMaxIdBytes = 255;  // Call-ID, branch
@@ -187,6 +188,25 @@ std::vector<GateCut> Gate::takeCutCalls() {
   std::vector<GateCut> taken;
   taken.swap(cuts_);
   return taken;
+}
+
+std::vector<GateRefusal> Gate::takeRefusals() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<GateRefusal> taken;
+  taken.swap(refusals_);
+  return taken;
+}
+
+void Gate::noteRefusal(const GateRequest& request, const GateVerdict& verdict) {
+  const bool dropped = verdict.action == GateVerdict::Action::Drop;
+  // a challenge is not a refusal yet, and an ACK was never to be answered
+  const bool answered = verdict.action == GateVerdict::Action::Answer && verdict.code >= 400 && verdict.code != 401;
+  if ((!dropped && !answered) || request.method == GateRequest::Method::Ack) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (refusals_.size() >= kMaxRefusals) return;
+  refusals_.push_back({request.methodName, request.uri,
+                       request.address + ":" + std::to_string(request.port) + " " + request.transport,
+                       dropped ? 0 : verdict.code, verdict.phrase});
 }
 
 void Gate::cutCall(const std::string& callId, const std::string& reason) {

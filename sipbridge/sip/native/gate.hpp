@@ -77,6 +77,13 @@ struct GateCut {
   std::string reason;
 };
 
+// A request that was turned away, for the log.
+struct GateRefusal {
+  std::string method, uri, source;  // "INVITE", the Request-URI, "192.0.2.1:5060 udp"
+  int code = 0;                     // 0: it got no answer at all
+  std::string reason;
+};
+
 #ifndef SWIG
 struct GateContact {
   std::string uri;     // as sent
@@ -159,7 +166,11 @@ class Gate {
   // Calls for the application to end, since the last time asked.
   std::vector<GateCut> takeCutCalls();
 
+  // What was turned away since the last time asked; of many only the first.
+  std::vector<GateRefusal> takeRefusals();
+
 #ifndef SWIG
+  void noteRefusal(const GateRequest& request, const GateVerdict& verdict);
   explicit Gate(std::function<double()> clock_s);  // seconds, never backwards
 
   GateVerdict judge(const GateRequest& request);
@@ -241,6 +252,7 @@ class Gate {
   std::list<std::string> source_ages_;  // used last at the front
   std::map<std::string, Registration> registrations_;
   std::vector<GateCut> cuts_;
+  std::vector<GateRefusal> refusals_;
   GateStats stats_;
 #endif
 };

@@ -267,6 +267,7 @@ pj_bool_t onRequest(pjsip_rx_data* rdata) {
   rdata->msg_info.via->maddr_param = pj_str_t{nullptr, 0};
   const GateRequest request = read(rdata);
   const GateVerdict verdict = g_gate->judge(request);
+  g_gate->noteRefusal(request, verdict);
   switch (verdict.action) {
     case GateVerdict::Action::PassWithoutBody:
       if (rdata->msg_info.msg->body) g_gate->cutCall(request.callId, verdict.phrase);

@@ -62,6 +62,7 @@
 %include "gate.hpp"
 %template(GateTrunkVector) std::vector<GateTrunk>;
 %template(GateCutVector) std::vector<GateCut>;
+%template(GateRefusalVector) std::vector<GateRefusal>;
 %include "engine.hpp"
 %template(EngineEventVector) std::vector<EngineEvent>;
 %template(EngineLogVector) std::vector<EngineLog>;
