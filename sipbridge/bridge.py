@@ -267,7 +267,7 @@ class Bridge:
             await self.on_answered()
 
     def _too_long(self) -> None:
-        self.hangup(EndReason(EndKind.MAX_DURATION, f"the call has lasted {self._max_duration_s:g} s"))
+        self.hangup(EndReason(EndKind.MAX_DURATION, f"the call has lasted {self._max_duration_s:.3g} s"))
 
     def leg_media(self) -> None:
         leg = self.leg
@@ -311,7 +311,11 @@ class Bridge:
         leg = self.leg
         if leg is not None and leg.answered_at is not None:
             self.duration_s = time.monotonic() - leg.answered_at
-        delay_ms = stats.round_trip_ms / 2 + stats.capture_depth_ms
+        mos = None
+        if stats.received_packets:
+            mos = estimate_mos(
+                stats.codec, stats.loss_percent, stats.round_trip_ms / 2 + stats.capture_depth_ms
+            )
         self._emit(
             CallEnded(
                 call_id=self.id,
@@ -327,9 +331,7 @@ class Bridge:
                 loss_percent=round(stats.loss_percent, 2),
                 jitter_ms=round(stats.jitter_ms, 1),
                 depth_ms=round(stats.capture_depth_ms, 1),
-                mos=estimate_mos(stats.codec, stats.loss_percent, delay_ms)
-                if stats.received_packets
-                else None,
+                mos=round(mos, 2) if mos is not None else None,
             )
         )
         if self._connection is not None:

@@ -26,7 +26,14 @@ from pydantic import BaseModel, ValidationError
 
 from sipbridge import __version__, ports
 from sipbridge.client import ApiClient, NoServerError, TokenError, api_url, find_token
-from sipbridge.config import Config, TrunkConfig, load_config, required_open_files, required_ports
+from sipbridge.config import (
+    Config,
+    TrunkConfig,
+    config_warnings,
+    load_config,
+    required_open_files,
+    required_ports,
+)
 from sipbridge.errors import CallError, ConfigError, ConfigFileError, EndKind, SipbridgeError
 from sipbridge.http import schema
 from sipbridge.log import LogWriter
@@ -186,10 +193,11 @@ def _first_call(config: Config, listening: Sequence[str]) -> Iterator[str]:
     host, port = split_host_port(address)
     this_host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     other_hosts = _own_address() if this_host != host else host
+    user = "echo" if _target(config, this_host, "echo") == "echo:" else "demo"
     uris = [
-        f"sip:demo@{join_host_port(name, port)}{parameter}"
+        f"sip:{user}@{join_host_port(name, port)}{parameter}"
         for name in dict.fromkeys((this_host, other_hosts))
-        if _is_let_in(config, name)
+        if _target(config, name, user)
     ]
     if uris:
         yield "A first call with no telephone at hand, from another terminal (FILE.wav: any that you have):"
@@ -207,10 +215,11 @@ def _first_call(config: Config, listening: Sequence[str]) -> Iterator[str]:
         yield f"  {program} dial NUMBER --trunk {outbound.name} --target tone:440"
 
 
-def _is_let_in(config: Config, host: str) -> bool:
-    """Whether a call from this address to ``demo`` meets a rule, with no account."""
+def _target(config: Config, host: str, callee: str) -> str:
+    """What a call from this address meets that has no account; "" when it is not let in, or meets nothing."""
     trunk = match_trunk(config, ipaddress.ip_address(host))
-    return trunk is not None and match_rule(config, trunk.name, "sipbridge", "demo") is not None
+    rule = match_rule(config, trunk.name, "sipbridge", callee) if trunk is not None else None
+    return rule.target if rule is not None else ""
 
 
 def _own_address() -> str:
@@ -266,6 +275,7 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
                         for transport, first, last, purpose in required_ports(settings)
                     ],
                     "open_files": {"needed": needed, "allowed": _max_open_files()},
+                    "warnings": config_warnings(settings),
                 }
             )
         else:
@@ -360,6 +370,7 @@ def _check_report(
             f"Open files: {needed} needed, {allowed} allowed."
             if allowed >= needed
             else f"Open files: {_open_files_line(needed)}.",
+            *(f"Note: {warning}." for warning in config_warnings(config)),
         ]
     )
 
@@ -406,7 +417,7 @@ def dial(
     The running server makes the call; without one, this command does, by itself. Ctrl-C hangs up.
 
     \b
-    sipbridge dial sip:demo@127.0.0.1:5060 --play hello.wav --record heard.wav
+    sipbridge dial sip:echo@127.0.0.1:5060 --play hello.wav --record heard.wav
     sipbridge dial +4930123456 --trunk carrier --from +4930999 --target local:demo
     sipbridge dial sip:ivr@pbx.example.com --dtmf ww1w42# --duration 20
     sipbridge dial alice --target tone:440 --config conf/examples/laptop.toml

@@ -381,7 +381,9 @@ class Config(_Table):
                 name="loopback",
                 allowed_addresses=(ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")),
             )
-            return {**data, "trunk": (trunk,), "rule": (RuleConfig(name="local", target="local:{callee}"),)}
+            echo = RuleConfig(name="echo", to="echo", target="echo:")
+            rooms = RuleConfig(name="rooms", target="local:{callee}")
+            return {**data, "trunk": (trunk,), "rule": (echo, rooms)}
         return data
 
     @model_validator(mode="after")

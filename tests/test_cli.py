@@ -455,9 +455,9 @@ outbound = { servers = "sip.example.com" }
 @pytest.mark.parametrize(
     ("text", "listening", "says", "says_not"),
     [
-        ("", "udp 0.0.0.0:5060", ["dial sip:demo@127.0.0.1:5060 --play"], ["NUMBER", "registers"]),
-        ("", "tcp [::]:5062", ["dial 'sip:demo@[::1]:5062;transport=tcp' --play"], []),
-        ("", "udp 192.0.2.1:5060", [], ["sip:demo"]),  # calls come from there, and only loopback is let in
+        ("", "udp 0.0.0.0:5060", ["dial sip:echo@127.0.0.1:5060 --play"], ["NUMBER", "registers"]),
+        ("", "tcp [::]:5062", ["dial 'sip:echo@[::1]:5062;transport=tcp' --play"], []),
+        ("", "udp 192.0.2.1:5060", [], ["dial sip:"]),  # calls come from there, and only loopback is let in
         (PHONE, "udp 127.0.0.1:5060", ["registers as alice at 127.0.0.1:5060 (UDP)", "dial alice"], ["demo"]),
         (CARRIER, "udp 0.0.0.0:5060", ["dial NUMBER --trunk carrier"], ["demo", "registers"]),
     ],
@@ -558,10 +558,10 @@ class Process:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_drains_then_ends(number: int) -> None:
     with Process("serve") as server:
-        text = server.read_until("sip:demo@127.0.0.1:5060\n")
+        text = server.read_until("sip:echo@127.0.0.1:5060\n")
         assert "  udp   0.0.0.0:5060\n" in text
         assert "http://127.0.0.1:8080/docs" in text
-        assert "dial sip:demo@127.0.0.1:5060 --play FILE.wav --record heard.wav" in text
+        assert "dial sip:echo@127.0.0.1:5060 --play FILE.wav --record heard.wav" in text
         server.signal(number)
         code, out, _ = server.end()
     assert (code, out) == (0, "draining 60.0\nstopped\n")

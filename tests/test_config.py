@@ -76,7 +76,8 @@ def _errors(path: Path | None, environ: Mapping[str, str] | None = None) -> list
 def test_without_a_file_callers_on_this_host_meet_in_rooms() -> None:
     """The default lets in nobody else."""
     config = load_config(None, {})
-    (trunk,), (rule,) = config.trunk, config.rule
+    (trunk,), (echo, rule) = config.trunk, config.rule
+    assert (echo.to, echo.target) == ("echo", "echo:")
     assert [str(network) for network in trunk.allowed_addresses] == ["127.0.0.0/8", "::1/128"]
     assert (trunk.name, rule.target) == ("loopback", "local:{callee}")
     assert config == Config()
@@ -659,7 +660,7 @@ def _types(annotation: Any) -> Iterator[type]:
 def test_every_key_is_documented_and_every_documented_key_exists() -> None:
     """In both directions, tables too."""
     keys, tables = _documented()
-    assert sorted([*keys, *tables]) == sorted(key for key, _ in _model_keys(Config))
+    assert sorted({*keys, *tables}) == sorted(key for key, _ in _model_keys(Config))
 
 
 def test_the_documented_defaults_are_those_of_the_models() -> None:
