@@ -2,8 +2,8 @@
 """What a channel backend is: it joins a call to a channel, takes its audio and plays the channel's back.
 
 A backend of your own is a class with the constructor ``(target, context)`` and the methods of
-`RtcConnection`, named in the entry point group ``sipbridge.rtc`` under its scheme; `sipbridge.rtc.echo`
-is the shortest example, `tests/contract` the suite that it has to pass.
+`RtcConnection`, named in the entry point group ``sipbridge.rtc`` under its scheme; `sipbridge.rtc.testing`
+has the shortest examples, `tests/contract` the suite that it has to pass.
 """
 
 import abc
