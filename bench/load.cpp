@@ -59,7 +59,7 @@ struct Options {
   double rate = 40;      // calls a second, set up and ended
   double settle_s = 3;   // from the last answer to the first burst
   double measure_s = 15;
-  int rtp_port = 40000;  // of the first call; two ports a call, on every source address
+  int rtp_port = 12000;  // of the first call; two ports a call, on every source address
 };
 
 int64_t nowNs() {

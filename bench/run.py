@@ -249,7 +249,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--restarts", type=int, default=1, help="runs of each scenario (default: 1)")
     parser.add_argument("--seconds", type=float, default=15.0, help="measured in each run (default: 15)")
     parser.add_argument("--rate", type=float, default=40.0, help="calls a second (default: 40)")
-    parser.add_argument("--rtp-port", type=int, default=40000, help="the generator's first (default: 40000)")
+    parser.add_argument("--rtp-port", type=int, default=12000, help="the generator's first (default: 12000)")
     parser.add_argument("--target", help="another bridge, such as 'sip:bench{room}@192.0.2.1'")
     parser.add_argument("--pid", type=int, help="its process, where it runs on this machine")
     return parser.parse_args(arguments)
