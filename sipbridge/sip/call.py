@@ -121,7 +121,6 @@ class CallLeg:
         self.port = port
         self.state = LegState.NEW
         self.codec = ""
-        self.rate_hz = 8000
         self.answered_at: float | None = None  # time.monotonic()
         self.listener: LegListener | None = None
         # --- SIP thread from here on
@@ -350,7 +349,7 @@ class CallLeg:
         if native is not self._native:
             return
         held = False
-        codec, rate_hz = self.codec, self.port.rateHz()
+        codec = self.codec
         info = native.getInfo()  # kept: what SWIG gives of its parts lives no longer than it does
         for media in info.media:
             if media.type == pj.PJMEDIA_TYPE_AUDIO:
@@ -361,7 +360,7 @@ class CallLeg:
         self._held = held
         self._last_packets = -1
         self._silent_since = time.monotonic()
-        self._tell(lambda listener: self._media(listener, codec, rate_hz, held))
+        self._tell(lambda listener: self._media(listener, codec, held))
 
     def on_redirected(self, target: str) -> bool:
         """302 is followed only to hosts of the same trunk, and not for ever."""
@@ -482,8 +481,8 @@ class CallLeg:
         self.answered_at = at
         listener.leg_answered()
 
-    def _media(self, listener: LegListener, codec: str, rate_hz: int, held: bool) -> None:
-        self.codec, self.rate_hz = codec, rate_hz
+    def _media(self, listener: LegListener, codec: str, held: bool) -> None:
+        self.codec = codec
         if held:
             self.state = LegState.HELD
         elif self.state is LegState.HELD:
