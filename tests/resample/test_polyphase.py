@@ -102,6 +102,31 @@ def test_tone(rate_in_hz: int, rate_out_hz: int) -> None:
 
 
 @pytest.mark.parametrize(("rate_in_hz", "rate_out_hz"), PAIRS)
+def test_tone_in_odd_ticks_beside_who_comes_and_goes(rate_in_hz: int, rate_out_hz: int) -> None:
+    """The same limit for a stream in ticks of any size whose row moves while others come and go."""
+    resampler = PolyphaseResampler(rate_in_hz, rate_out_hz, 1)
+    random = np.random.default_rng(7)
+    tone = sine(1000, rate_in_hz, 0.5, 30000)
+    sizes = itertools.cycle([1, rate_in_hz // 200, 37, 441, 0, rate_in_hz // 50, 223])
+    heard, sent, row = [], 0, 0
+    while sent < len(tone):
+        rows = np.full(int(random.integers(1, 6)), -1)
+        before, row = row, int(random.integers(len(rows)))
+        rows[row] = before
+        resampler.remap(rows)
+        piece = tone[sent : sent + next(sizes)]
+        frames = random.integers(-32768, 32768, (len(rows), len(piece))).astype(np.int16)
+        frames[row] = piece
+        heard.append(resampler.process(frames)[row].copy())
+        sent += len(piece)
+    whole = np.concatenate(heard)
+    assert len(whole) == -(-len(tone) * rate_out_hz // rate_in_hz)
+    amplitude, noise_db = fit_sine(whole[rate_out_hz // 100 :], 1000, rate_out_hz)
+    assert noise_db <= -70
+    assert abs(amplitude) == pytest.approx(30000, rel=0.002)
+
+
+@pytest.mark.parametrize(("rate_in_hz", "rate_out_hz"), PAIRS)
 def test_constant_stays_constant(rate_in_hz: int, rate_out_hz: int) -> None:
     """A constant comes out as itself to the last bit, at each phase."""
     resampler = PolyphaseResampler(rate_in_hz, rate_out_hz, 2)
@@ -111,7 +136,7 @@ def test_constant_stays_constant(rate_in_hz: int, rate_out_hz: int) -> None:
     np.testing.assert_array_equal(settled, np.broadcast_to(level, settled.shape))
 
 
-@pytest.mark.parametrize("factor", [2, 3, 6])
+@pytest.mark.parametrize("factor", [2, 3, 4, 6])
 def test_upsampling_keeps_the_given_samples(factor: int) -> None:
     """At a whole ratio the samples that were there come through bit for bit."""
     resampler = PolyphaseResampler(8000, 8000 * factor, 1)
