@@ -19,6 +19,8 @@ using std::string;
 
 namespace {
 
+constexpr int kMaxReceives = 64;  // polls a tick, of up to PJ_IOQUEUE_MAX_EVENTS_IN_SINGLE_POLL packets
+
 Engine* g_engine = nullptr;  // pjlib's log and pjsua's callbacks carry no pointer of ours
 
 // The digit of an INFO body: "Signal=5\r\nDuration=160" (application/dtmf-relay) or a bare "5" (application/dtmf).
@@ -65,6 +67,14 @@ void Engine::install() PJSUA2_THROW(pj::Error) {
   pj_log_set_log_func(&Engine::onLog);
   // The level that other bridges and telephones have: with pjmedia's own setting G.722 is 6 dB louder than G.711.
   pjmedia_codec_g722_set_pcm_shift(1);
+  // Concealment by pjmedia's own PLC delays all that a decoder gives by 5 ms. The jitter queue conceals for these.
+  for (const char* codec : {"PCMU/8000", "PCMA/8000", "G722/16000", "GSM/8000"}) {
+    const pj_str_t id = {const_cast<char*>(codec), pj_ssize_t(std::strlen(codec))};
+    pjmedia_codec_param settings;
+    if (pjsua_codec_get_param(&id, &settings) != PJ_SUCCESS) continue;  // it is not compiled in
+    settings.setting.plc = 0;
+    PJSUA2_CHECK_EXPR(pjsua_codec_set_param(&id, &settings));
+  }
   pjsua_var.ua_cfg.cb.on_call_tsx_state = &Engine::onCallTsxState;
   pjsua_var.ua_cfg.cb.on_acc_find_for_incoming = &Engine::onAccFindForIncoming;
   pjsua_var.ua_cfg.cb.on_call_transfer_request = nullptr;
@@ -86,11 +96,22 @@ void Engine::install() PJSUA2_THROW(pj::Error) {
 }
 
 void Engine::startClock() {
-  clock_.start([] {
-    static thread_local pj_thread_desc description;
-    static thread_local pj_thread_t* thread;
-    pj_thread_register("clock", description, &thread);
-  });
+  // The clock takes the packets itself, all of a tick at once, and needs nobody to wake up for each of them.
+  pjmedia_endpt* media = pjsua_var.med_endpt;
+  pjmedia_endpt_stop_threads(media);
+  pj_ioqueue_t* sockets = pjmedia_endpt_get_ioqueue(media);
+  clock_.start(
+      [] {
+        static thread_local pj_thread_desc description;
+        static thread_local pj_thread_t* thread;
+        pj_thread_register("clock", description, &thread);
+      },
+      [sockets] {
+        const pj_time_val now = {0, 0};
+        // a flood does not hold the clock: what is left waits, and is dropped by the system when it is too much
+        for (int i = 0; i < kMaxReceives && pj_ioqueue_poll(sockets, &now) > 0; ++i) {
+        }
+      });
 }
 
 void Engine::uninstall() {
