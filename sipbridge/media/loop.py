@@ -4,12 +4,13 @@
 ::
 
     bank.read ──► captures ──┬── mix-minus of each rate ◄── what the room's other rates say, resampled
-                             ├── echo
-                             └── sinks: channels that take frames
-    bank.write ◄─ playbacks ◄── the mix, the echo, or a source ◄── overlays
+                             └── taps, digits
+    bank.write ◄─ playbacks ◄── the mix, or a source ◄── overlays
 
-A row is one call leg. Who is in which row changes between two ticks only, by requests that any thread
-may post; the layout is then computed once and kept until the next change. A leg hears its *route*:
+    bank.takeFrames ──► whole frames ──► channels
+    bank.giveFrames ◄── whole frames ◄── channels, overlays
+
+A leg hears its *route*:
 
 `Room`
     all other members of a named room (mix-minus), those of its own rate untouched, others resampled.
@@ -17,9 +18,14 @@ may post; the layout is then computed once and kept until the next change. A leg
     itself.
 `Source`
     a stream of samples that is read for it alone (a tone, a file, silence).
-`Sink`
-    a channel outside: it is given the leg's frames, and writes what is to be heard to the leg's port
-    by itself.
+`Channel`
+    a channel outside: it is given the leg's frames, and gives what the leg hears.
+
+Where nothing is mixed, whole frames are handed on as they come, and nothing of a tick is waited for:
+between the two members of a room whose legs have one rate, and for an echo, the native clock does that
+alone (the loop only tells it who hears whom); a channel takes and gives whole frames. All other legs are
+rows of two matrices, a tick's samples wide. Who is in which row changes between two ticks only, by
+requests that any thread may post; the layout is then computed once and kept until the next change.
 """
 
 import functools
@@ -43,6 +49,7 @@ Samples = NDArray[np.int16]
 
 # Of a tick. The rest, before a leg is heard and after it was, is for the delay of resamplers that come or go.
 _FADE_SHARE = 0.6
+_LONGEST_FRAME_MS = 120  # of a packet
 _MAX_CATCH_UP_TICKS = 4  # a thread that was held longer drops the rest: delay must not be caught up with
 
 
@@ -50,14 +57,25 @@ class Ticker(Protocol):
     """The native clock."""
 
     def wait(self, last: int, timeout_ms: int) -> int: ...
+    def done(self, tick: int) -> None: ...
 
 
 class Bank(Protocol):
     """The native ports, all at once; see port_bank.hpp."""
 
-    def layout(self, ids: NDArray[np.int32], rates_hz: NDArray[np.int32]) -> None: ...
+    def rates(self, ids: NDArray[np.int32], rates_hz: NDArray[np.int32]) -> None: ...
+    def layout(
+        self, ids: NDArray[np.int32], rates_hz: NDArray[np.int32], whole: NDArray[np.int32]
+    ) -> None: ...
     def read(self, matrix: Samples) -> int: ...
     def write(self, matrix: Samples) -> None: ...
+    def takeFrames(self, heads: NDArray[np.int32], matrix: Samples) -> int: ...  # noqa: N802
+    def wantedFrames(self, heads: NDArray[np.int32]) -> int: ...  # noqa: N802
+    def giveFrames(self, heads: NDArray[np.int32], matrix: Samples) -> None: ...  # noqa: N802
+
+
+# Flags of a leg whose frames are handed on whole; see port_bank.hpp.
+DELIVERED, PULLED, MUTED, HEARD = 1, 2, 4, 8
 
 
 class SampleSource(Protocol):
@@ -73,6 +91,9 @@ MakeSource = Callable[[int], SampleSource]
 
 # Takes a leg's audio. Called on the media thread: it must copy and not wait.
 SampleSink = Callable[[Samples], None]
+
+# The same with the rate in Hz.
+FrameSink = Callable[[Samples, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +116,22 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Sink:
-    """Is heard by `take`; what it hears is written to its port by whoever `take` belongs to."""
+class Channel:
+    """Is heard by `take`, hears what `make(rate_hz)` gives.
 
-    take: SampleSink
+    Both ways these are whole frames, as long as the telephone's. `take` has a frame soon after its packet came. The source is read in the very tick in which a frame is
+    sent; when it has too little, the rest is silence. Without `make` whoever `take` belongs to writes what
+    is heard to the leg's port by itself.
+    """
+
+    take: FrameSink
+    make: MakeSource | None = None
 
 
-Route = Room | Echo | Source | Sink
+Route = Room | Echo | Source | Channel
 
-# Of a leg whose source, sink or tap has failed.
-_NOTHING = Sink(lambda samples: None)
+# Of a leg whose source, channel or tap has failed.
+_NOTHING = Channel(lambda samples, rate_hz: None)
 
 
 class _Stream:
@@ -143,14 +170,15 @@ class _Member:
     def take(self, route: Route) -> None:
         """This is its route from now on, faded in."""
         self.route = route
-        self.stream = _Stream(route.make) if isinstance(route, Source) else None
+        make = route.make if isinstance(route, Source | Channel) else None
+        self.stream = _Stream(make) if make is not None else None
         self.leaving, self.next_route = False, None
         self.said_gain = self.heard_gain = 0.0
 
     def give_up(self) -> None:
         """Drops all that is not ours: what failed once would fail in each tick."""
         self.taps, self.overlays = [], []
-        if isinstance(self.route, Source | Sink):
+        if isinstance(self.route, Source | Channel):
             self.route, self.stream = _NOTHING, None
 
     @property
@@ -161,6 +189,11 @@ class _Member:
     @property
     def is_changing(self) -> bool:
         return self.leaving or (self.said_gain, self.heard_gain) != self.gains
+
+    @property
+    def is_listened_to(self) -> bool:
+        """Somebody wants what it says in pieces of a tick, wherever it goes."""
+        return bool(self.taps) or self.on_digit is not None
 
 
 @dataclass(slots=True)
@@ -205,16 +238,21 @@ class MediaLoop:
         self._rows: list[_Member] = []
         self._groups: list[_RateGroup] = []
         self._crossings: list[_Crossing] = []
-        self._echo_rows: NDArray[np.intp] = np.empty(0, np.intp)
         self._muted_rows: NDArray[np.intp] = np.empty(0, np.intp)
         self._row_samples: list[int] = []
         self._rates_hz: NDArray[np.int32] = np.empty(0, np.int32)
         self._special: list[tuple[int, _Member]] = []
+        self._channels: dict[int, _Member] = {}  # by port, with whole frames both ways
+        self._channel_rates_hz: dict[int, int] = {}
+        self._whole_legs = 0
+        self._heads: NDArray[np.int32] = np.empty((0, 2), np.int32)
+        self._frames: Samples = np.empty((0, 0), np.int16)
         self._changing: list[tuple[int, _Member]] = []  # rows with a fade in the next tick
         self._detectors: dict[int, tuple[DtmfDetector, NDArray[np.intp], tuple[int, ...]]] = {}
         self._captures: Samples = np.empty((0, 0), np.int16)
         self._playbacks: Samples = np.empty((0, 0), np.int16)
         self._dirty = False
+        self._links: dict[int, int] = {}  # who hears whose frames as they come, by ports
         self._rooms: dict[str, int] = {}
         self._thread: threading.Thread | None = None
         self._running = False
@@ -246,7 +284,10 @@ class MediaLoop:
         self._post(lambda: self._set(port_id, lambda member: setattr(member, "muted", muted)))
 
     def overlay(self, port_id: int, make: MakeSource) -> None:
-        """A source that is mixed into what the leg hears until it is over; not for a leg with a `Sink`."""
+        """A source that is mixed into what the leg hears until it is over.
+
+        Not for a leg whose `Channel` writes by itself.
+        """
         self._post(lambda: self._set(port_id, lambda member: member.overlays.append(_Stream(make))))
 
     def tap(self, port_id: int, take: SampleSink) -> None:
@@ -304,24 +345,16 @@ class MediaLoop:
 
         rows_by_rate: dict[int, list[int]] = {}
         for row, member in enumerate(members):
-            if isinstance(member.route, Room):
+            if isinstance(member.route, Room) and member.port_id not in self._links:
                 rows_by_rate.setdefault(int(rates[row]), []).append(row)
         groups = {rate_hz: self._group(rate_hz, rows) for rate_hz, rows in rows_by_rate.items()}
         self._groups = list(groups.values())
         self._cross(groups)
-        rooms: dict[str, int] = {}
-        for rate_hz, group in groups.items():
-            for name in group.places:
-                rooms[name] = max(rooms.get(name, 0), rate_hz)
-        self._rooms = rooms
 
-        self._echo_rows = np.array(
-            [row for row, member in enumerate(members) if isinstance(member.route, Echo)], np.intp
-        )
         self._special = [
             (row, member)
             for row, member in enumerate(members)
-            if isinstance(member.route, Source | Sink) or member.taps or member.overlays
+            if isinstance(member.route, Source | Echo) or member.taps or member.overlays
         ]
         self._changing = [(row, member) for row, member in enumerate(members) if member.is_changing]
         fading = {row for row, _ in self._changing}
@@ -331,31 +364,99 @@ class MediaLoop:
         self._lay_out_detectors(members, rates)
 
     def _place_members(self) -> tuple[list[_Member], NDArray[np.int32]]:
-        """Who is in which row of the bank, at which rate; those whose port is gone are left out."""
+        """Tells the bank who is in which row and whose frames are whole; returns the rows and their rates.
 
-        def place(member: _Member) -> tuple[int, str]:
-            if isinstance(member.route, Room):
-                return rate_of[member.port_id], member.route.name
-            return 0, ""
-
-        members = list(self._members.values())
-        known = {member.port_id: int(rate) for member, rate in zip(self._rows, self._rates_hz, strict=True)}
-        rate_of = {port_id: known.get(port_id, 0) for port_id in self._members}
+        Those whose port is gone are left out.
+        """
         while True:
-            members.sort(key=place)
-            # a sink's own channel writes what its leg hears: the bank only reads such a row
-            signs = [-1 if isinstance(member.route, Sink) else 1 for member in members]
-            ids = [sign * member.port_id for sign, member in zip(signs, members, strict=True)]
-            rates = np.zeros(len(members), np.int32)
-            self._bank.layout(np.array(ids, np.int32), rates)
-            before = rate_of
-            rate_of = {member.port_id: int(rate) for member, rate in zip(members, rates, strict=True)}
-            if before == rate_of and 0 not in rate_of.values():
-                return members, rates
-            for member in [member for member in members if rate_of[member.port_id] == 0]:
-                members.remove(member)
-                del rate_of[member.port_id]
+            rate_of = self._read_rates()
+            for member in [member for member in self._members.values() if not rate_of[member.port_id]]:
                 self._forget(member)
+            whole = self._place_whole(rate_of)
+            rows = [
+                member
+                for member in self._members.values()
+                if member.is_listened_to or not self._is_whole(member)
+            ]
+
+            rows.sort(key=functools.partial(self._place_of, rate_of))
+            # of one whose frames are whole the bank only reads a row
+            ids = [-member.port_id if self._is_whole(member) else member.port_id for member in rows]
+            rates = np.zeros(len(rows), np.int32)
+            triples = [(port_id, listener, flags) for port_id, (listener, flags) in whole.items()]
+            self._bank.layout(np.array(ids, np.int32), rates, np.array(triples, np.int32).reshape(-1))
+            if self._read_rates() == {port_id: rate_of[port_id] for port_id in self._members}:
+                break
+        self._whole_legs = len(whole)
+        for member in self._members.values():
+            if self._is_whole(member) and not member.is_listened_to:
+                member.said_gain, member.heard_gain = member.gains  # the fade is the bank's
+        return rows, rates
+
+    def _place_of(self, rate_of: dict[int, int], member: _Member) -> tuple[int, str]:
+        if isinstance(member.route, Room) and member.port_id not in self._links:
+            return rate_of[member.port_id], member.route.name
+        return 0, ""
+
+    def _is_whole(self, member: _Member) -> bool:
+        return member.port_id in self._links or isinstance(member.route, Channel)
+
+    def _read_rates(self) -> dict[int, int]:
+        ids = np.array(list(self._members), np.int32)
+        rates = np.zeros(len(ids), np.int32)
+        self._bank.rates(ids, rates)
+        return dict(zip(ids.tolist(), rates.tolist(), strict=True))
+
+    def _place_whole(self, rate_of: dict[int, int]) -> dict[int, tuple[int, int]]:
+        """Whose frames are handed on whole: to which port (0: none), with which flags."""
+        self._links = self._find_links(rate_of)
+        self._channels = {}
+        whole: dict[int, tuple[int, int]] = {}
+        for member in self._members.values():
+            muted = MUTED if member.muted else 0
+            if isinstance(member.route, Channel):
+                if member.leaving:
+                    self._changes.append(functools.partial(self._leave, member))
+                    continue
+                self._channels[member.port_id] = member
+                pulled = PULLED if member.stream is not None else 0
+                whole[member.port_id] = 0, DELIVERED | pulled | muted
+            elif member.port_id in self._links:
+                listener = self._members[self._links[member.port_id]]
+                heard = HEARD if (member.said_gain, listener.heard_gain) == (1.0, 1.0) else 0
+                whole[member.port_id] = listener.port_id, muted | heard
+        self._channel_rates_hz = {port_id: rate_of[port_id] for port_id in self._channels}
+        longest = max(self._channel_rates_hz.values(), default=0) * _LONGEST_FRAME_MS // 1000
+        if self._frames.shape != (len(self._channels), longest):
+            self._frames = np.zeros((len(self._channels), longest), np.int16)
+            self._heads = np.zeros((len(self._channels), 2), np.int32)
+        return whole
+
+    def _find_links(self, rate_of: dict[int, int]) -> dict[int, int]:
+        """Who hears whose frames just as they come: an echo its own, two of one rate each other's."""
+        links: dict[int, int] = {}
+        rooms: dict[str, list[_Member]] = {}
+        room_rates: dict[str, int] = {}
+        for member in self._members.values():
+            if isinstance(member.route, Echo) and not (member.leaving or member.overlays):
+                links[member.port_id] = member.port_id
+            elif isinstance(member.route, Room):
+                name = member.route.name
+                rooms.setdefault(name, []).append(member)
+                room_rates[name] = max(room_rates.get(name, 0), rate_of[member.port_id])
+        self._rooms = room_rates
+        for present in rooms.values():
+            if len(present) != 2 or any(member.leaving or member.overlays for member in present):
+                continue
+            first, second = (member.port_id for member in present)
+            if rate_of[first] == rate_of[second]:
+                links[first], links[second] = second, first
+        return links
+
+    def _leave(self, member: _Member) -> None:
+        """Of a channel's leg, which has no fade."""
+        if member.leaving and self._members.get(member.port_id) is member:
+            self._settle(member)
 
     def _forget(self, member: _Member) -> None:
         del self._members[member.port_id]
@@ -450,6 +551,7 @@ class MediaLoop:
             last = now
             for _ in range(due):
                 self.tick()
+            self._clock.done(now)
 
     def _apply_changes(self) -> None:
         for _ in range(len(self._changes)):
@@ -464,11 +566,15 @@ class MediaLoop:
     def tick(self) -> None:
         """One tick for all legs. Public for tests, which have no clock."""
         self._apply_changes()
-        if not self._rows:
+        if not (self._rows or self._whole_legs):
             return
         captures, playbacks = self._captures, self._playbacks
         if self._bank.read(captures):
             self._dirty = True  # a port went, or its stream changed its rate
+        if self._channels:
+            self._serve_channels()
+        if not self._rows:
+            return
         if self._detectors:
             self._detect()
         if self._muted_rows.size:
@@ -488,15 +594,11 @@ class MediaLoop:
             group.plan.mix(group.heard, group.mixed, sources)
             if group.mixed.base is not playbacks:
                 playbacks[group.rows, : group.mixed.shape[1]] = group.mixed
-        if self._echo_rows.size:
-            playbacks[self._echo_rows] = captures[self._echo_rows]
         for row, member in self._special:
             try:
                 self._serve(row, member)
             except Exception:
-                log.exception("what the leg of port %d hears, or is heard by, has failed", member.port_id)
-                member.give_up()
-                self._dirty = True
+                self._failed(member)
         for row, member in changing:
             _fade(playbacks[row, : self._row_samples[row]], member.heard_gain, member.gains[1])
         self._bank.write(playbacks)
@@ -536,26 +638,66 @@ class MediaLoop:
                     on_digit(digit)
 
     def _serve(self, row: int, member: _Member) -> None:
-        """What a few rows need on their own: a source, a sink, taps and overlays."""
+        """What a few rows need on their own: a source, taps and overlays."""
         count = self._row_samples[row]
-        captured, played = self._captures[row, :count], self._playbacks[row, :count]
         rate_hz = int(self._rates_hz[row])
-        if member.stream is not None:
-            samples = member.stream.read(rate_hz, count)
-            played[: samples.size] = samples
-            played[samples.size :] = 0
-        elif isinstance(member.route, Sink):
-            member.route.take(captured)
         for tap in member.taps:
-            tap(captured)
-        if member.overlays:
-            mixed = played.astype(np.int32)
-            for overlay in list(member.overlays):
-                samples = overlay.read(rate_hz, count)
-                mixed[: samples.size] += samples
-                if samples.size < count:
-                    member.overlays.remove(overlay)
-            played[:] = np.clip(mixed, -32768, 32767)
+            tap(self._captures[row, :count])
+        if self._is_whole(member):
+            return
+        played = self._playbacks[row, :count]
+        if isinstance(member.route, Echo):
+            played[:] = self._captures[row, :count]
+        elif isinstance(member.route, Source) and member.stream is not None:
+            _fill(played, member.stream.read(rate_hz, count))
+        self._add_overlays(member, rate_hz, played)
+
+    def _serve_channels(self) -> None:
+        """Whole frames, leg by leg: what a channel does with one costs far more than to hand it over."""
+        heads, frames = self._heads, self._frames
+        for row, (port_id, count) in enumerate(heads[: self._bank.takeFrames(heads, frames)].tolist()):
+            member = self._channels[port_id]
+            assert isinstance(member.route, Channel)
+            try:
+                member.route.take(frames[row, :count], self._channel_rates_hz[port_id])
+            except Exception:
+                self._failed(member)
+        wanted = heads[: self._bank.wantedFrames(heads)]
+        for row, (port_id, count) in enumerate(wanted.tolist()):
+            member, played = self._channels[port_id], frames[row, :count]
+            rate_hz = self._channel_rates_hz[port_id]
+            try:
+                played[:] = 0
+                if member.stream is not None:
+                    _fill(played, member.stream.read(rate_hz, count))
+                self._add_overlays(member, rate_hz, played)
+            except Exception:
+                played[:] = 0
+                self._failed(member)
+        if len(wanted):
+            self._bank.giveFrames(wanted, frames[: len(wanted)])
+
+    def _add_overlays(self, member: _Member, rate_hz: int, played: Samples) -> None:
+        if not member.overlays:
+            return
+        mixed = played.astype(np.int32)
+        for overlay in list(member.overlays):
+            samples = overlay.read(rate_hz, played.size)
+            mixed[: samples.size] += samples
+            if samples.size < played.size:
+                member.overlays.remove(overlay)
+                self._dirty = True
+        played[:] = np.clip(mixed, -32768, 32767)
+
+    def _failed(self, member: _Member) -> None:
+        log.exception("what the leg of port %d hears, or is heard by, has failed", member.port_id)
+        member.give_up()
+        self._dirty = True
+
+
+def _fill(out: Samples, samples: Samples) -> None:
+    out[: samples.size] = samples
+    out[samples.size :] = 0
 
 
 def _fade(samples: Samples, start: float, end: float) -> None:

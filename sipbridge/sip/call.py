@@ -442,8 +442,8 @@ class CallLeg:
             loss_percent=100.0 * rtp.lost_packets / expected if expected else 0.0,
             jitter_ms=rtp.jitter_ms,
             round_trip_ms=rtp.round_trip_ms,
-            capture_depth_ms=port.mean_capture_depth_ms,
-            playback_depth_ms=port.mean_playback_depth_ms,
+            capture_depth_ms=port.capture_wait_ms,
+            playback_depth_ms=port.playback_wait_ms,
             capture_peak=port.capture_peak,
             playback_peak=port.playback_peak,
         )

@@ -7,7 +7,7 @@ It takes the call's frames and writes playback itself, as one does that speaks t
 import asyncio
 
 from sipbridge.errors import EndReason
-from sipbridge.media.loop import Sink
+from sipbridge.media.loop import Channel
 from sipbridge.media.tones import Tone
 from sipbridge.routing import Target
 from sipbridge.rtc.base import JoinRequest, PlaybackQueue, RtcConnection, RtcContext, RtcListener, Samples
@@ -31,17 +31,17 @@ class DuplexConnection(RtcConnection):
         await asyncio.sleep(0)  # a server is asked
         if not self._closed:
             self._playback = playback
-            self.context.media.attach(playback.port_id, Sink(self._take))
+            self.context.media.attach(playback.port_id, Channel(self._take))
             listener.participant_joined("server")
 
-    def _take(self, samples: Samples) -> None:  # media thread
+    def _take(self, samples: Samples, rate_hz: int) -> None:  # media thread
         playback = self._playback
         if playback is not None:
             DuplexConnection.heard.append(samples.copy())
-            DuplexConnection.heard_hz = playback.sample_rate_hz
-            if playback.sample_rate_hz != self._rate_hz:
-                self._rate_hz = playback.sample_rate_hz
-                self._voice = Tone(self._hz, self._rate_hz)
+            DuplexConnection.heard_hz = rate_hz
+            if rate_hz != self._rate_hz:
+                self._rate_hz = rate_hz
+                self._voice = Tone(self._hz, rate_hz)
             playback.write(self._voice.read(samples.size))
 
     async def close(self, reason: EndReason) -> None:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from sipbridge.media.loop import Echo, Room, Route, Sink, Source
+from sipbridge.media.loop import Channel, Echo, Room, Route, Source
 from sipbridge.media.tones import Clip, Tone, dtmf_samples
 from sipbridge.resample import ResamplerKind, make_resampler
 from tests.support import audio
 from tests.support.codecs import Samples
-from tests.support.fake_bank import TICK_MS, FakeMedia, FakePort
+from tests.support.fake_bank import FRAME_TICKS, TICK_MS, FakeMedia, FakePort
 
 RATES_HZ = (8000, 16000, 48000)
 
@@ -230,18 +230,61 @@ def test_source_that_ends(media: FakeMedia, join: Join) -> None:
     np.testing.assert_array_equal(port.heard[40:], np.concatenate((said, np.zeros(696, np.int16)))[40:])
 
 
-def test_sink(media: FakeMedia, join: Join) -> None:
-    """It is given the leg's frames; what the leg hears is not written by the loop."""
-    frames: list[Samples] = []
-    port = join(Sink(lambda samples: frames.append(samples.copy())), 16000)
+def test_channel(media: FakeMedia, join: Join) -> None:
+    """It is given the leg's frames as they come, and asked for a frame whenever one is sent."""
+    frames: list[tuple[Samples, int]] = []
+    spoken = noise(0.07, 16000, seed=1)
+
+    def take(samples: Samples, rate_hz: int) -> None:
+        frames.append((samples.copy(), rate_hz))
+
+    port = join(Channel(take, lambda rate_hz: Clip(spoken)), 16000)
     said = noise(0.1, 16000)
     port.say(said)
-    media.run_s(0.05)
-    port.write(np.full(80, 7, np.int16))  # by the channel
-    media.run_s(0.05)
-    assert {len(frame) for frame in frames} == {80}
-    np.testing.assert_array_equal(np.concatenate(frames)[80:], said[80:])
+    media.run_s(0.1)
+    assert [(len(frame), rate_hz) for frame, rate_hz in frames] == [(320, 16000)] * 5
+    np.testing.assert_array_equal(np.concatenate([frame for frame, _ in frames])[48:], said[48:])
+    expected = np.concatenate((spoken, np.zeros(480, np.int16)))
+    np.testing.assert_array_equal(port.heard, expected[: len(port.heard)])
+    assert len(port.heard) == 1600
+
+
+def test_channel_that_writes_by_itself(media: FakeMedia, join: Join) -> None:
+    """What the leg hears is not written by the loop, and what is added to it not either."""
+    port = join(Channel(lambda samples, rate_hz: None))
+    media.loop.overlay(port.port_id, lambda rate_hz: constant(9))
+    media.run(3)
+    port.write(np.full(80, 7, np.int16))
+    media.run(3)
     np.testing.assert_array_equal(port.heard, np.full(80, 7))
+
+
+def test_overlay_tap_mute_and_digits_of_a_channels_leg(media: FakeMedia, join: Join) -> None:
+    """They are as those of any other leg."""
+    frames: list[Samples] = []
+    taken: list[Samples] = []
+    digits: list[str] = []
+    port = join(
+        Channel(lambda samples, rate_hz: frames.append(samples.copy()), lambda rate_hz: constant(100))
+    )
+    media.loop.overlay(port.port_id, lambda rate_hz: Clip(np.full(800, 11, np.int16)))
+    media.loop.tap(port.port_id, lambda samples: taken.append(samples.copy()))
+    media.loop.detect_digits(port.port_id, digits.append)
+    said = dtmf_samples("5", 8000)
+    port.say(said)
+    media.run_s(0.3)
+    heard = port.heard
+    assert (heard[:800] == 111).all()
+    assert (heard[800:] == 100).all()
+    np.testing.assert_array_equal(np.concatenate(taken)[40 : len(said)], said[40:])
+    assert digits == ["5"]
+    media.loop.mute(port.port_id, True)
+    port.say(constant(1000))
+    media.run(2 * FRAME_TICKS)
+    frames.clear()
+    media.run_s(0.1)
+    assert len(frames) == 5
+    assert not np.concatenate(frames).any()
 
 
 # --- what is added to a leg
@@ -413,16 +456,16 @@ def test_the_last_word_counts(media: FakeMedia, join: Join, ticks_between: int) 
     assert media.bank.attached == {listener.port_id}
 
 
-def test_sink_that_becomes_a_member(media: FakeMedia, join: Join) -> None:
-    """From its last frame on the loop writes what the leg hears."""
+def test_channel_that_becomes_a_member(media: FakeMedia, join: Join) -> None:
+    """From then on the loop writes what the leg hears, and the channel is given no more."""
     frames: list[int] = []
-    port, other = join(Sink(lambda samples: frames.append(len(samples)))), join()
+    port, other = join(Channel(lambda samples, rate_hz: frames.append(len(samples)))), join()
     other.say(constant(1000))
-    media.run(3)
+    media.run(2 * FRAME_TICKS)
+    assert len(port.heard) == 0
     media.loop.attach(port.port_id, Room("a"))
     media.run(4)
-    assert len(frames) == 4
-    assert len(port.heard) == 3 * 40
+    assert len(frames) == 2
     assert port.heard[-1] == 1000
 
 
@@ -497,8 +540,10 @@ def test_rate_that_changes_while_rows_are_laid_out(media: FakeMedia, join: Join)
     layout = media.bank.layout
     changes = iter([(0, 48000), (1, 8000), (2, 16000)])
 
-    def layout_and_change(ids: NDArray[np.int32], rates_hz: NDArray[np.int32]) -> None:
-        layout(ids, rates_hz)
+    def layout_and_change(
+        ids: NDArray[np.int32], rates_hz: NDArray[np.int32], whole: NDArray[np.int32]
+    ) -> None:
+        layout(ids, rates_hz, whole)
         for number, rate_hz in itertools.islice(changes, 1):
             ports[number].rate_hz = rate_hz
 
@@ -603,7 +648,15 @@ class BrokenLater:
 
 
 @pytest.mark.parametrize(
-    "route", [Source(fail), Source(lambda rate_hz: BrokenLater()), Sink(fail), None], ids=str
+    "route",
+    [
+        Source(fail),
+        Source(lambda rate_hz: BrokenLater()),
+        Channel(fail),
+        Channel(lambda *_: None, fail),
+        None,
+    ],
+    ids=str,
 )
 def test_fault_of_a_channel(
     media: FakeMedia, join: Join, route: Route | None, caplog: pytest.LogCaptureFixture
@@ -801,8 +854,8 @@ class Comings(RuleBasedStateMachine):
             return Echo()
         if kind == "source":
             return Source(lambda rate_hz: Clip(np.zeros(100, np.int16), loop=True))
-        if kind == "sink":
-            return Sink(lambda samples: self.taken.setdefault(port, []).append(len(samples)))
+        if kind == "channel":
+            return Channel(lambda samples, rate_hz: self.taken.setdefault(port, []).append(len(samples)))
         return Room(kind)
 
     def is_loud(self, port: FakePort) -> bool:
@@ -818,7 +871,7 @@ class Comings(RuleBasedStateMachine):
     def any_port(self, data: st.DataObject) -> FakePort:
         return data.draw(st.sampled_from(sorted(self.routes, key=lambda port: port.port_id)))
 
-    kinds = st.sampled_from(["0", "1", "2", "3", "echo", "source", "sink"])
+    kinds = st.sampled_from(["0", "1", "2", "3", "echo", "source", "channel"])
 
     @rule(kind=kinds, rate_hz=st.sampled_from(RATES_HZ))
     def come(self, kind: str, rate_hz: int) -> None:
@@ -902,7 +955,7 @@ class Comings(RuleBasedStateMachine):
             return
         assert self.media.bank.attached == {port.port_id for port in self.routes}
         for port, route in self.routes.items():
-            samples = 0 if isinstance(route, Sink) else port.rate_hz * TICK_MS // 1000
+            samples = 0 if isinstance(route, Channel) else port.rate_hz * TICK_MS // 1000
             assert len(port.heard) == samples
             if not self.is_loud(port):
                 continue

@@ -6,12 +6,14 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from sipbridge.media.loop import MediaLoop, SampleSource
+from sipbridge.media.loop import DELIVERED, HEARD, MUTED, PULLED, MediaLoop, SampleSource
 from sipbridge.media.tones import Clip
 from sipbridge.resample import ResamplerKind
 from tests.support.codecs import Samples
 
 TICK_MS = 5
+FRAME_TICKS = 4
+_FADE_MS = 3
 _UNDEFINED = -21846  # what is in a matrix beside a row's samples; nobody may use it
 
 
@@ -22,6 +24,8 @@ class FakePort:
         self.port_id = port_id
         self.rate_hz = rate_hz
         self.clears = 0
+        self.gain = 0.0  # of whole frames
+        self.delivery: list[Samples] = []
         self._voice: SampleSource = Clip(np.zeros(0, np.int16))
         self._heard: list[Samples] = []
 
@@ -63,13 +67,18 @@ class FakePort:
 
 
 class FakeBank:
-    """`PortBank`, with the rules of its header checked."""
+    """`PortBank` with the clock's part of whole frames, and with the rules of its header checked.
+
+    Frames that go from leg to leg are handed on in pieces of a tick, as if they had no length.
+    """
 
     def __init__(self, tick_ms: int = TICK_MS) -> None:
         self.tick_ms = tick_ms
         self.ports: dict[int, FakePort] = {}
         self.rows: list[tuple[int, int]] = []  # port id, negative when it is only read, and rate
+        self.whole: dict[int, tuple[int, int, int]] = {}  # by port: who hears it, flags, rate
         self._next_id = 1
+        self._tick = 0
 
     def add(self, rate_hz: int = 8000) -> FakePort:
         port = FakePort(self._next_id, rate_hz)
@@ -82,32 +91,69 @@ class FakeBank:
 
     @property
     def attached(self) -> set[int]:
-        """Ports that have a row."""
-        return {abs(port_id) for port_id, _ in self.rows}
+        """Ports that have a row, or are heard whole."""
+        return {abs(port_id) for port_id, _ in self.rows} | set(self.whole)
 
     # --- as the media loop sees it
 
-    def layout(self, ids: NDArray[np.int32], rates_hz: NDArray[np.int32]) -> None:
+    def rates(self, ids: NDArray[np.int32], rates_hz: NDArray[np.int32]) -> None:
         assert ids.dtype == rates_hz.dtype == np.int32
         assert len(ids) == len(rates_hz)
-        assert len({abs(port_id) for port_id in ids.tolist()}) == len(ids)
         for i, port_id in enumerate(ids.tolist()):
-            rates_hz[i] = self.ports[abs(port_id)].rate_hz if abs(port_id) in self.ports else 0
+            rates_hz[i] = self.ports[port_id].rate_hz if port_id in self.ports else 0
+
+    def layout(self, ids: NDArray[np.int32], rates_hz: NDArray[np.int32], whole: NDArray[np.int32]) -> None:
+        assert whole.dtype == np.int32
+        assert whole.ndim == 1
+        before = set(self.whole)
+        self.rates(abs(ids), rates_hz)
         self.rows = list(zip(ids.tolist(), rates_hz.tolist(), strict=True))
+        self.whole = {}
+        for port_id, listener, flags in whole.reshape(-1, 3).tolist():
+            assert not listener or not flags & (DELIVERED | PULLED)
+            rate_hz = self.ports[port_id].rate_hz if port_id in self.ports else 0
+            self.whole[port_id] = listener, flags, rate_hz
+        written = [port_id for port_id in ids.tolist() if port_id > 0]
+        assert len({abs(port_id) for port_id in ids.tolist()}) == len(ids)
+        assert not set(written) & set(self.whole)
+        for port_id in set(self.whole) - before:
+            if port_id in self.ports:
+                self.ports[port_id].gain = 1.0 if self.whole[port_id][1] & HEARD else 0.0
 
     def read(self, matrix: Samples) -> int:
         self._check(matrix)
+        self._tick += 1
         matrix[:] = _UNDEFINED
         stale = 0
+        said: dict[int, Samples] = {}
+        for port_id in self.attached:
+            if port_id in self.ports:
+                said[port_id] = self.ports[port_id].said(self.ports[port_id].rate_hz * self.tick_ms // 1000)
         for row, (port_id, rate_hz) in enumerate(self.rows):
             port = self.ports.get(abs(port_id))
             if port is None or port.rate_hz != rate_hz:
                 matrix[row] = 0
                 stale += 1
             else:
-                count = rate_hz * self.tick_ms // 1000
-                matrix[row, :count] = port.said(count)
+                matrix[row, : rate_hz * self.tick_ms // 1000] = said[abs(port_id)]
+        for port_id, (listener, flags, rate_hz) in self.whole.items():
+            port = self.ports.get(port_id)
+            if port is None or port.rate_hz != rate_hz:
+                stale += 1
+                continue
+            samples = self._mute(port, said[port_id], 0.0 if flags & MUTED else 1.0)
+            if listener in self.ports and self.ports[listener].rate_hz == rate_hz:
+                self.ports[listener].write(samples)
+            if flags & DELIVERED:
+                port.delivery.append(samples)
         return stale
+
+    def _mute(self, port: FakePort, samples: Samples, gain: float) -> Samples:
+        gains = np.full(len(samples), gain)
+        fade = port.rate_hz * _FADE_MS // 1000
+        gains[:fade] = np.linspace(port.gain, gain, fade)
+        port.gain = gain
+        return np.rint(samples * gains).astype(np.int16)
 
     def write(self, matrix: Samples) -> None:
         self._check(matrix)
@@ -116,11 +162,35 @@ class FakeBank:
             if port is not None and port.rate_hz == rate_hz:
                 port.write(matrix[row, : rate_hz * self.tick_ms // 1000])
 
+    def takeFrames(self, heads: NDArray[np.int32], matrix: Samples) -> int:  # noqa: N802
+        count = 0
+        for port_id, (_, flags, _) in self.whole.items():
+            port = self.ports.get(port_id)
+            if port is not None and flags & DELIVERED and len(port.delivery) == FRAME_TICKS:
+                frame = np.concatenate(port.delivery)
+                port.delivery.clear()
+                heads[count] = port_id, len(frame)
+                matrix[count, : len(frame)] = frame
+                count += 1
+        return count
+
+    def wantedFrames(self, heads: NDArray[np.int32]) -> int:  # noqa: N802
+        count = 0
+        for port_id, (_, flags, rate_hz) in self.whole.items():
+            if port_id in self.ports and flags & PULLED and (self._tick + port_id) % FRAME_TICKS == 0:
+                heads[count] = port_id, rate_hz * self.tick_ms * FRAME_TICKS // 1000
+                count += 1
+        return count
+
+    def giveFrames(self, heads: NDArray[np.int32], matrix: Samples) -> None:  # noqa: N802
+        for (port_id, count), samples in zip(heads.tolist(), matrix, strict=True):
+            self.ports[port_id].write(samples[:count])
+
     def _check(self, matrix: Samples) -> None:
         assert matrix.dtype == np.int16
         assert matrix.flags.c_contiguous
         assert matrix.shape[0] == len(self.rows)
-        assert matrix.shape[1] * 1000 >= max(rate_hz for _, rate_hz in self.rows) * self.tick_ms
+        assert matrix.shape[1] * 1000 >= max((rate_hz for _, rate_hz in self.rows), default=0) * self.tick_ms
 
 
 class FakeClock:
@@ -139,6 +209,9 @@ class FakeClock:
         with self._changed:
             self._changed.wait_for(lambda: self._tick != last, timeout_ms / 1000)
             return self._tick
+
+    def done(self, tick: int) -> None:
+        assert tick <= self._tick
 
 
 class FakeMedia:

@@ -141,7 +141,7 @@ void BridgeCall::onCreateMediaTransport(pj::OnCreateMediaTransportParam& prm) {
 
 void BridgeCall::onStreamCreated(pj::OnStreamCreatedParam& prm) {
   auto* stream = static_cast<pjmedia_stream*>(prm.stream);
-  auto leg = std::make_shared<PjStream>(stream);
+  auto leg = std::make_shared<PjStream>(stream, sources_);
   // The bridge gets a port that does nothing; the pool is only asked for its factory.
   pj_pool_t* pool = pjsua_pool_create("null", 256, 256);
   pjmedia_port* null_port = nullptr;

@@ -25,6 +25,7 @@ void sleepUntil(int64_t ns) {
 constexpr int kMaxSendWaitTicks = 2;    // a late media thread moves a packet by so much before it is concealed
 constexpr int kMaxCatchUpTicks = 20;    // after a longer stop of the machine the lost time is not played in a burst
 constexpr int kMaxFramesATick = 16;     // whatever a broken buffer says, one leg cannot hold the clock
+constexpr double kMediaShare = 0.6;     // of a tick, how long the media thread is waited for
 
 }  // namespace
 
@@ -32,15 +33,15 @@ Clock::Clock(unsigned tick_ms) : tick_ms_(tick_ms), tick_ns_(tick_ms * 1000000LL
 
 Clock::~Clock() { stop(); }
 
-void Clock::start(std::function<void()> on_thread) {
+void Clock::start(std::function<void()> on_thread, std::function<void()> receive) {
   if (running_.exchange(true)) return;
   {
     std::lock_guard<std::mutex> lock(tick_mutex_);
     stopped_ = false;
   }
-  thread_ = std::thread([this, on_thread] {
+  thread_ = std::thread([this, on_thread, receive] {
     if (on_thread) on_thread();
-    run();
+    run(receive);
   });
 }
 
@@ -60,6 +61,14 @@ unsigned long long Clock::wait(unsigned long long last, unsigned timeout_ms) {
   return std::max(tick_, last);
 }
 
+void Clock::done(unsigned long long tick) {
+  {
+    std::lock_guard<std::mutex> lock(tick_mutex_);
+    done_tick_ = tick;
+  }
+  media_done_.notify_one();
+}
+
 ClockStats Clock::stats() {
   std::lock_guard<std::mutex> legs_lock(legs_mutex_);
   std::lock_guard<std::mutex> lock(stats_mutex_);
@@ -70,21 +79,26 @@ ClockStats Clock::stats() {
 }
 
 void Clock::attach(std::shared_ptr<LegStream> stream, std::shared_ptr<PortQueues> port) {
-  auto leg = std::make_unique<Leg>();
-  leg->frame.resize(stream->frameSamples());
-  leg->period_ns = 1000000000LL * int64_t(stream->frameSamples()) / stream->rateHz();
-  leg->stream = std::move(stream);
-  leg->port = std::move(port);
-  leg->port->sendingBegins();
+  const int64_t period_ns = 1000000000LL * int64_t(stream->frameSamples()) / stream->rateHz();
+  const size_t samples = stream->frameSamples();
+  port->sendingBegins();
+  auto leg = std::unique_ptr<Leg>(new Leg{std::move(stream), std::move(port), FrameSlot(tick_ns_, period_ns),
+                                          std::vector<int16_t>(samples), period_ns});
   std::lock_guard<std::mutex> lock(legs_mutex_);
-  leg->send_ns = freeSlot(leg->period_ns);
+  leg->send_ns = freeSlot(period_ns);
+  leg_of_[leg->port.get()] = leg.get();
   legs_.push_back(std::move(leg));
 }
 
 void Clock::detach(const LegStream* stream) {
   std::lock_guard<std::mutex> lock(legs_mutex_);
-  legs_.erase(std::remove_if(legs_.begin(), legs_.end(), [&](const auto& leg) { return leg->stream.get() == stream; }),
-              legs_.end());
+  const auto goes = [&](const auto& leg) {
+    if (leg->stream.get() != stream) return false;
+    const auto named = leg_of_.find(leg->port.get());
+    if (named != leg_of_.end() && named->second == leg.get()) leg_of_.erase(named);
+    return true;
+  };
+  legs_.erase(std::remove_if(legs_.begin(), legs_.end(), goes), legs_.end());
 }
 
 // How many frames are due in each tick of a period; the slot of a time is its tick modulo the length.
@@ -109,19 +123,43 @@ int64_t Clock::freeSlot(int64_t period_ns) const {
 void Clock::capture(Leg& leg) {
   const size_t count = leg.frame.size();
   const size_t tick_samples = leg.stream->rateHz() * tick_ms_ / 1000;
+  leg.came = 0;
   for (int i = 0; i < kMaxFramesATick; ++i) {
     const auto head = leg.stream->head();
     if (head == LegStream::Head::kEmpty) return;
     const bool lost = head == LegStream::Head::kLost;
     // it may only be out of order: wait while there is something to play
-    if (lost && leg.port->captureDepth() >= 2 * tick_samples) return;
+    if (lost) {
+      const size_t depth = leg.port->captureDepth();
+      if (leg.port->whole() ? depth >= count || !leg.slot.isDue(now_ns_) : depth >= 2 * tick_samples) return;
+    }
     if (!leg.stream->get(leg.frame.data())) return;
     if (lost) {
-      leg.port->lost(leg.frame.data(), count);
+      leg.came += leg.port->lost(leg.stream->conceals() ? leg.frame.data() : nullptr, count);
     } else {
-      leg.port->received(leg.frame.data(), count);
+      leg.came += leg.port->received(leg.frame.data(), count);
     }
   }
+}
+
+void Clock::handOn(Leg& leg) {
+  if (!leg.port->whole()) {
+    leg.slot.stop();
+    return;
+  }
+  const size_t count = leg.frame.size();
+  if (!leg.slot.takes(now_ns_, leg.came, leg.port->captureDepth(), count)) return;
+  const auto listener = leg.port->takeWhole(leg.frame.data(), count, leg.slot.waitedTicks() * double(tick_ms_));
+  if (!listener || !listener->write(leg.frame.data(), count, leg.port->rateHz())) return;
+  const auto to = leg_of_.find(listener.get());
+  if (to != leg_of_.end() && to->second->frame.size() == count) sendNow(*to->second);
+}
+
+// What it sends goes on in step with this frame.
+void Clock::sendNow(Leg& leg) {
+  leg.send_ns = now_ns_ + leg.period_ns;
+  leg.port->requested(leg.frame.data(), leg.frame.size());
+  leg.stream->put(leg.frame.data());
 }
 
 // Its first frame is whole: it goes out at once, and the others at its pace. In a slot that was in step with nothing
@@ -152,21 +190,48 @@ void Clock::send(Leg& leg) {
 }
 
 void Clock::tick() {
+  const int64_t started_ns = nowNs();
+  bool waits = false;
   {
     std::lock_guard<std::mutex> lock(legs_mutex_);
     now_ns_ += tick_ns_;
-    for (auto& leg : legs_) capture(*leg);
+    for (auto& leg : legs_) {
+      capture(*leg);
+      handOn(*leg);
+    }
+    for (auto& leg : legs_) {
+      if (leg->send_ns > now_ns_ || !leg->port->fedByMedia()) continue;
+      leg->port->want(leg->frame.size());
+      waits = true;
+    }
   }
   {
     std::lock_guard<std::mutex> lock(tick_mutex_);
     ++tick_;
   }
   tick_changed_.notify_all();
-  std::lock_guard<std::mutex> lock(legs_mutex_);
-  for (auto& leg : legs_) send(*leg);
+  double waited_us = 0;
+  if (waits) {
+    const int64_t from_ns = nowNs();
+    waitForMedia(started_ns + int64_t(kMediaShare * double(tick_ns_)));
+    waited_us = double(nowNs() - from_ns) / 1e3;
+  }
+  {
+    std::lock_guard<std::mutex> lock(legs_mutex_);
+    for (auto& leg : legs_) send(*leg);
+  }
+  std::lock_guard<std::mutex> lock(stats_mutex_);
+  stats_.media_us = stats_.media_us * 0.99 + 0.01 * waited_us;
 }
 
-void Clock::run() {
+// Whether it is done; false when it is late, or there is none.
+bool Clock::waitForMedia(int64_t until_ns) {
+  std::unique_lock<std::mutex> lock(tick_mutex_);
+  const auto until = std::chrono::steady_clock::time_point(std::chrono::nanoseconds(until_ns));
+  return media_done_.wait_until(lock, until, [&] { return done_tick_ >= tick_; });
+}
+
+void Clock::run(const std::function<void()>& receive) {
   sched_param priority{};
   priority.sched_priority = 10;
   {
@@ -181,6 +246,7 @@ void Clock::run() {
     const int64_t started_ns = nowNs();
     const int64_t late_ns = started_ns - next_ns;
     if (late_ns > kMaxCatchUpTicks * tick_ns_) next_ns = started_ns;
+    if (receive) receive();
     tick();
     std::lock_guard<std::mutex> lock(stats_mutex_);
     ++stats_.ticks;

@@ -10,6 +10,8 @@
 #include <cstring>
 #include <vector>
 
+#include "fractional_delay.hpp"
+
 struct JitterStats {
   unsigned long long underruns = 0;          // times it ran dry while playing
   unsigned long long concealed_samples = 0;  // made up to bridge them
@@ -20,8 +22,13 @@ struct JitterStats {
 
 // How the depth follows the arrivals: it starts with what the first push brings. A pop that finds too little conceals
 // the rest, and since what comes late is still played, the depth has then grown by exactly the lateness. The least
-// spare seen over a window of two seconds is depth that no arrival needed: it is taken out again where the waveform
-// repeats itself or is silent, the two sides of the cut laid over each other (WSOLA; Verhelst and Roelands 1993).
+// spare seen over a window of two seconds is depth that no arrival needed. Much of it is taken out again where the
+// waveform repeats itself or is silent, the two sides of the cut laid over each other (WSOLA; Verhelst and Roelands
+// 1993). A little of it, as gathers or is used up when the two sides' clocks differ, is followed by reading 0.2 % faster
+// or slower for a while. A queue that was ever dry keeps a little spare, so that the next tick's worth of lateness or of
+// drift finds it there.
+//
+// With whole frames (setWhole) the time of a pop follows the arrivals instead, and all spare is given back by cuts.
 //
 // Wherever what is heard next is not what was to follow (a cut, the end of a gap), it is faded over from the one to the
 // other. While arrivals are regular what comes out is what went in, bit by bit.
@@ -45,10 +52,19 @@ class JitterQueue {
     history_.assign(ms(kHistoryMs), 0);
     extension_.assign(ms(kFadeMs), 0);
     before_.assign(ms(kBlendMs), 0);
+    silence_.assign(ms(20), 0);
+    hole_count_ = 0;
     head_ = tail_ = news_ = held_ = 0;
     extension_at_ = extension_end_ = join_at_ = join_end_ = 0;
-    playing_ = started_ = popped_ = false;
+    playing_ = started_ = popped_ = keeps_spare_ = false;
     fresh_ = true;
+    resetWindow();
+  }
+
+  // Pops are whole frames that somebody times by their arrival (FrameSlot): spare of any length is too much.
+  void setWhole(bool whole) {
+    if (whole == whole_) return;
+    whole_ = whole;
     resetWindow();
   }
 
@@ -67,9 +83,10 @@ class JitterQueue {
     while (count > 0) {
       const size_t piece = std::min(count, max_);
       if (tail_ + piece > buffer_.size()) {
-        std::memmove(buffer_.data(), buffer_.data() + head_, depth() * sizeof(int16_t));
-        tail_ -= head_;
-        head_ = 0;
+        const size_t gone = head_ - std::min(head_, size_t(FractionalDelay::kBehind));
+        std::memmove(buffer_.data(), buffer_.data() + gone, (tail_ - gone) * sizeof(int16_t));
+        tail_ -= gone;
+        head_ -= gone;
       }
       std::memcpy(buffer_.data() + tail_, samples, piece * sizeof(int16_t));
       tail_ += piece;
@@ -83,33 +100,33 @@ class JitterQueue {
     }
   }
 
+  // In the place of samples that will never come; made up when it is popped, from what was heard before.
+  void pushHole(size_t count) {
+    if (hole_count_ < holes_.size()) holes_[hole_count_++] = {pushed_, pushed_ + count};
+    for (size_t left = count; left > 0;) {
+      const size_t piece = std::min(left, silence_.size());
+      push(silence_.data(), piece);
+      left -= piece;
+    }
+  }
+
   // Fills all of out; returns how many of its samples were real ones (the others are concealment or silence).
   size_t pop(int16_t* out, size_t count) {
     popped_ = true;
-    if (give_back_ > 0) shrink(count);
+    if (give_back_ > 0 && hole_count_ == 0) shrink(count);
     size_t real = std::min(count, depth());
-    if (!playing_ && real < count && depth() != held_) {
+    if (!playing_ && !inHole() && real < count && depth() != held_) {
       // it begins again with a whole pop, not to stutter; or with what there is when no more came since the last pop
       held_ = depth();
       real = 0;
     }
-    if (real > 0) {
-      if (fresh_) dropOld(count);
-      if (!playing_) resume();
-      std::memcpy(out, buffer_.data() + head_, real * sizeof(int16_t));
-      const size_t joined = std::min(real, join_end_ - join_at_);
-      for (size_t i = 0; i < joined; ++i) out[i] = joinedAt(i);
-      join_at_ += joined;
-      head_ += real;
-      played_ += real;
-      remember(out, real);
-    }
+    if (real > 0 && fresh_) dropOld(count);
+    for (size_t at = 0; at < real;) at += inHole() ? popHole(out + at, real - at) : popSamples(out + at, real - at, count);
     if (real < count) {
       if (playing_) {
         ++stats_.underruns;
-        extendHistory(ms(kFadeMs), ms(kHoldMs));
-        playing_ = false;
-        concealing_ = true;
+        keeps_spare_ = true;
+        conceal();
       }
       extend(out + real, count - real);
       resetWindow();
@@ -138,6 +155,7 @@ class JitterQueue {
     extension_end_ = extension_at_ + left;
     written_off_ += depth();
     head_ = tail_ = held_ = 0;
+    hole_count_ = 0;
     join_at_ = join_end_ = 0;
     playing_ = concealing_ = false;
     resetWindow();
@@ -164,8 +182,11 @@ class JitterQueue {
   static constexpr unsigned kBlendMs = 4;      // in which one thing goes over to another
   static constexpr size_t kParts = 4;          // of the window of two seconds, which slides by one
   static constexpr unsigned kPartMs = 500;
-  static constexpr unsigned kWorthMs = 10;     // less spare than this is not worth a cut,
-  static constexpr unsigned kReserveMs = 5;    // and this much of it stays
+  static constexpr unsigned kWorthMs = 12;     // more spare than this is too much,
+  static constexpr unsigned kLowMs = 6;        // less than this too little for a queue that keeps some,
+  static constexpr unsigned kReserveMs = 7;    // and this much of it stays
+  static constexpr unsigned kGlideMs = 10;     // up to so much is given back by reading faster, more by cuts
+  static constexpr double kGlide = 0.002;      // how much faster
   static constexpr unsigned kLongestCutMs = 10;
   static constexpr unsigned kPatienceMs = 500;  // how long a good place for a cut is waited for
   static constexpr double kAlike = 0.9;         // what makes one, as a correlation
@@ -182,10 +203,11 @@ class JitterQueue {
     least_spare_.fill(0);
     least_spare_[0] = SIZE_MAX;
     part_ = part_samples_ = give_back_ = 0;
+    owed_ = place_ = 0;
   }
 
   void watchSpare(size_t count) {
-    const size_t spare = depth(), reserve = ms(kReserveMs);
+    const size_t spare = depth(), reserve = whole_ ? 0 : ms(kReserveMs);
     if (give_back_ > 0) {
       give_back_ = std::min(give_back_, spare > reserve ? spare - reserve : 0);
       patience_ -= std::min(patience_, count);
@@ -195,12 +217,98 @@ class JitterQueue {
     if (part_samples_ < ms(kPartMs)) return;
     part_samples_ = 0;
     const size_t least = *std::min_element(least_spare_.begin(), least_spare_.end());
-    if (give_back_ == 0 && least >= ms(kWorthMs)) {
-      give_back_ = least - reserve;
-      patience_ = ms(kPatienceMs);
-    }
     part_ = (part_ + 1) % kParts;
     least_spare_[part_] = SIZE_MAX;
+    if (give_back_ == 0 && owed_ == 0) decide(least, reserve);
+  }
+
+  void decide(size_t least, size_t reserve) {
+    if (least >= (whole_ ? shortestShift() : ms(kWorthMs))) {
+      keeps_spare_ = true;
+      const size_t excess = least - reserve;
+      if (!whole_ && excess <= ms(kGlideMs)) {
+        owed_ = double(excess);
+      } else {
+        give_back_ = excess;
+        patience_ = ms(kPatienceMs);
+      }
+    } else if (!whole_ && keeps_spare_ && least < ms(kLowMs)) {
+      owed_ = -double(reserve - least);
+    }
+  }
+
+  // --- what is popped
+
+  bool inHole() {
+    while (hole_count_ > 0 && holes_[0].end <= taken()) {
+      std::copy(holes_.begin() + 1, holes_.begin() + std::ptrdiff_t(hole_count_), holes_.begin());
+      --hole_count_;
+    }
+    return hole_count_ > 0 && holes_[0].start <= taken();
+  }
+
+  size_t popHole(int16_t* out, size_t count) {
+    const size_t made = std::min(count, size_t(holes_[0].end - taken()));
+    if (playing_) conceal();
+    extend(out, made);
+    head_ += made;
+    played_ += made;
+    return made;
+  }
+
+  // Up to the next hole. `whole`: what the pop is for.
+  size_t popSamples(int16_t* out, size_t count, size_t whole) {
+    if (hole_count_ > 0) count = std::min(count, size_t(holes_[0].start - taken()));
+    if (!playing_) resume();
+    const size_t used = glides(count, whole) ? glide(out, count) : copy(out, count);
+    join_at_ += std::min(used, join_end_ - join_at_);
+    head_ += used;
+    played_ += used;
+    remember(out, count);
+    return count;
+  }
+
+  // What was heard goes on, made up.
+  void conceal() {
+    extendHistory(ms(kFadeMs), ms(kHoldMs));
+    playing_ = false;
+    concealing_ = true;
+    place_ = 0;
+  }
+
+  // --- reading faster and slower
+
+  // At a plain place with nothing owed it is a copy.
+  bool glides(size_t real, size_t count) const { return (owed_ != 0 || place_ != 0) && real == count; }
+
+  // Both return how many samples of the queue were used up.
+  size_t copy(int16_t* out, size_t count) {
+    std::memcpy(out, buffer_.data() + head_, count * sizeof(int16_t));
+    const size_t joined = std::min(count, join_end_ - join_at_);
+    for (size_t i = 0; i < joined; ++i) out[i] = joinedAt(i);
+    return count;
+  }
+
+  size_t glide(int16_t* out, size_t count) {
+    double place = place_;
+    const auto last = std::ptrdiff_t(depth()) - 1;  // with little spare the window is cut off for some samples
+    const auto read = [&](double from) {
+      const auto first = std::ptrdiff_t(from);
+      return FractionalDelay::read(from - double(first), [&](int tap) -> double {
+        const std::ptrdiff_t i = std::min(first + tap, last);
+        return i >= 0 ? joinedAt(size_t(i)) : buffer_[size_t(std::max<std::ptrdiff_t>(0, std::ptrdiff_t(head_) + i))];
+      });
+    };
+    for (size_t i = 0; i < count; ++i) {
+      out[i] = int16_t(std::lrint(std::clamp(read(place), -32768.0, 32767.0)));
+      const double step = std::copysign(std::min(kGlide, std::abs(owed_)), owed_);
+      owed_ -= step;
+      place += 1 + step;
+    }
+    if (owed_ == 0) place = std::round(place);  // all that was owed is whole samples
+    const size_t used = std::min(size_t(place), depth());
+    place_ = place - double(used);
+    return used;
   }
 
   // Takes up to give_back_ samples out of the front, by a shift after which the waveform goes on as it would have.
@@ -210,7 +318,7 @@ class JitterQueue {
       return;
     }
     const size_t blend = ms(kBlendMs), most = std::min(give_back_, ms(kLongestCutMs));
-    if (depth() < count + most + blend) return;
+    if (depth() < std::max(count, blend) + most) return;
     const int16_t* now = buffer_.data() + head_;
     double likeness = 0;
     const size_t shift = bestShift(most, likeness, [&](size_t d, size_t step) { return similarity(now, now + d, blend, step); });
@@ -358,6 +466,12 @@ class JitterQueue {
   std::vector<int16_t> history_;    // the last samples that were heard
   std::vector<int16_t> extension_;  // what is heard when nothing waits
   size_t extension_at_ = 0, extension_end_ = 0;
+  struct Hole {
+    unsigned long long start, end;  // as taken()
+  };
+  std::array<Hole, 32> holes_{};    // in order; that which a cut or an overflow took is passed over
+  size_t hole_count_ = 0;
+  std::vector<int16_t> silence_;
   std::vector<int16_t> before_;     // what a join fades over from
   size_t join_at_ = 0, join_end_ = 0;
   bool playing_ = false;
@@ -365,6 +479,10 @@ class JitterQueue {
   bool popped_ = false;             // somebody pops
   bool fresh_ = true;               // no real sample was popped since somebody began to push or to pop
   bool concealing_ = false;         // the extension stands for what is late, not for what was cleared
+  bool whole_ = false;
+  bool keeps_spare_ = false;        // it was dry, or had too much: its arrivals are not regular
+  double place_ = 0;                // between the sample at head_ and the next one
+  double owed_ = 0;                 // samples to be read beyond those that are popped; negative: not to be read
   std::array<size_t, kParts> least_spare_;
   size_t part_ = 0, part_samples_ = 0, give_back_ = 0, patience_ = 0;
   unsigned long long pushed_ = 0, played_ = 0, written_off_ = 0;

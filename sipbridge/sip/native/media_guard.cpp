@@ -98,6 +98,7 @@ class MediaGuard final : public pjmedia_transport {
     if (!guard) return;  // detached meanwhile
     // a receive error has no source, but tells the stream that the socket is gone
     if (packet->size >= 0 && !guard->admits(*static_cast<pj_sockaddr*>(packet->src_addr), guard->named_rtp_)) return;
+    ++guard->sources_->packets;
     pjmedia_tp_cb_param upward = *packet;
     upward.user_data = guard->stream_.user_data;
     guard->stream_.rtp_cb2(&upward);

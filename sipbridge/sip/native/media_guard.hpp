@@ -19,6 +19,7 @@
 struct MediaSources {
   SourcePolicy policy;  // set before the first media transport is made, not changed after
   std::atomic<unsigned long long> foreign_packets{0};
+  std::atomic<unsigned> packets{0};  // RTP that was let through
 };
 
 // Puts a guard on `below`, which is closed with it. Never fails. Thread: as pjmedia's transports.

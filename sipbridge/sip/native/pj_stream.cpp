@@ -3,12 +3,14 @@
 
 #include <cstring>
 
-PjStream::PjStream(pjmedia_stream* stream) : common_(reinterpret_cast<pjmedia_stream_common*>(stream)) {
+PjStream::PjStream(pjmedia_stream* stream, std::shared_ptr<const MediaSources> sources)
+    : common_(reinterpret_cast<pjmedia_stream_common*>(stream)), sources_(std::move(sources)) {
   pjmedia_stream_get_port(stream, &port_);
   rate_hz_ = PJMEDIA_PIA_SRATE(&port_->info);
   frame_samples_ = PJMEDIA_PIA_SPF(&port_->info);
   pjmedia_stream_info info;
   pjmedia_stream_get_info(stream, &info);
+  conceals_ = info.param->setting.plc != 0;
   const unsigned entry_ms = info.param->info.frm_ptime / (info.param->info.frm_ptime_denum ? info.param->info.frm_ptime_denum : 1);
   const unsigned frame_ms = unsigned(frame_samples_ * 1000 / rate_hz_);
   buffer_frames_ = std::max(1u, entry_ms ? frame_ms / entry_ms : 1u);
@@ -16,6 +18,9 @@ PjStream::PjStream(pjmedia_stream* stream) : common_(reinterpret_cast<pjmedia_st
 
 LegStream::Head PjStream::head() {
   if (decoded_left_ > 0) return Head::kFrame;
+  const unsigned packets = sources_->packets.load(std::memory_order_relaxed);
+  if (!waiting_ && packets == packets_seen_) return Head::kEmpty;
+  packets_seen_ = packets;
   pj_mutex_lock(common_->jb_mutex);
   char type = PJMEDIA_JB_ZERO_EMPTY_FRAME;
   pj_uint32_t samples = 0;
@@ -30,6 +35,7 @@ LegStream::Head PjStream::head() {
     if (last != PJMEDIA_JB_ZERO_EMPTY_FRAME) head = Head::kFrame;
   }
   pj_mutex_unlock(common_->jb_mutex);
+  waiting_ = head != Head::kEmpty;
   if (head == Head::kFrame && samples > frame_samples_) decoded_left_ = unsigned(samples / frame_samples_);
   return head;
 }

@@ -36,12 +36,15 @@
   $2 = size_t(view.len) / sizeof(int32_t);
 }
 %typemap(freearg) (const int32_t* ids, size_t id_count) { if (view$argnum.obj) PyBuffer_Release(&view$argnum); }
+%apply (const int32_t* ids, size_t id_count) { (const int32_t* whole, size_t whole_count) };
+%apply (const int32_t* ids, size_t id_count) { (const int32_t* heads, size_t head_values) };
 %typemap(in, numinputs=1) (int32_t* rates_hz, size_t rate_count) (Py_buffer view = Py_buffer()) {
   if (PyObject_GetBuffer($input, &view, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS)) SWIG_fail;
   $1 = static_cast<$1_ltype>(view.buf);
   $2 = size_t(view.len) / sizeof(int32_t);
 }
 %typemap(freearg) (int32_t* rates_hz, size_t rate_count) { if (view$argnum.obj) PyBuffer_Release(&view$argnum); }
+%apply (int32_t* rates_hz, size_t rate_count) { (int32_t* heads, size_t head_values) };
 
 // No call into Python from what these do: only a call's life is told to Python, on the SIP thread.
 %feature("nodirector") Engine;

@@ -19,12 +19,28 @@ class PortBank {
 
   unsigned maxMs() const { return max_ms_; }
 
+  enum Whole { kDelivered = 1, kPulled = 2, kMuted = 4, kHeard = 8 };
+
   // Which port is in which row from now on; rates_hz[i] receives its rate, 0 for a port that is gone. A negative id is
   // a row that is only read: somebody else writes that port's playback.
-  void layout(const int32_t* ids, size_t id_count, int32_t* rates_hz, size_t rate_count);
-  // Number of rows whose port is gone or has changed its rate since layout(): their samples are silence.
+  //
+  // `whole` are the legs whose frames are handed on whole, as triples: the id of the port, that of the port that hears
+  // its frames directly (0: none), and flags: kDelivered (takeFrames() has them), kPulled (frames() says when one is to
+  // be given to it), kMuted, kHeard (the listener hears it already, so the first frame is not faded in). Such a port may
+  // be in a row besides, a read-only one.
+  void layout(const int32_t* ids, size_t id_count, int32_t* rates_hz, size_t rate_count, const int32_t* whole,
+              size_t whole_count);
+  // The rate of each port, 0 for one that is gone.
+  void rates(const int32_t* ids, size_t id_count, int32_t* rates_hz, size_t rate_count);
+  // Number of ports that are gone or have changed their rate since layout(): the samples of their rows are silence.
   unsigned read(int16_t* matrix, size_t size);
   void write(const int16_t* matrix, size_t size);
+  // Whole frames that have come, one a row; heads[i] receives the port's id and the number of samples. Returns how many.
+  unsigned takeFrames(int32_t* heads, size_t head_values, int16_t* matrix, size_t size);
+  // Frames that are to be given now: of each the port's id and the number of samples. Returns how many.
+  unsigned wantedFrames(int32_t* heads, size_t head_values);
+  // Row i has the samples that heads[i] says.
+  void giveFrames(const int32_t* heads, size_t head_values, const int16_t* matrix, size_t size);
   // Ports that exist; from any thread.
   unsigned size();
 
@@ -38,12 +54,21 @@ class PortBank {
     unsigned rate_hz;
     bool written;
   };
+  struct WholeLeg {
+    int id;
+    std::shared_ptr<PortQueues> port;
+    unsigned rate_hz;
+    bool delivered, pulled;
+  };
   struct State {
     std::mutex mutex;
     std::unordered_map<int, std::shared_ptr<PortQueues>> ports;
     int next_id = 1;
     std::vector<Row> rows;
+    std::vector<WholeLeg> whole;
   };
+  std::shared_ptr<PortQueues> find(int id) const;
+
   unsigned tick_ms_, max_ms_;  // max_ms_: the most a queue may hold
   std::shared_ptr<State> state_ = std::make_shared<State>();
 #endif

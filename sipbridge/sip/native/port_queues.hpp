@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -14,7 +15,7 @@
 struct PortStats {
   unsigned rate_hz = 0;
   double capture_depth_ms = 0, playback_depth_ms = 0;  // at this moment
-  double mean_capture_depth_ms = 0, mean_playback_depth_ms = 0;
+  double capture_wait_ms = 0, playback_wait_ms = 0;    // of a sample, on average of the last second or so
   unsigned long long captured_frames = 0;   // decoded from the telephone
   unsigned long long concealed_frames = 0;  // of these, made up by the codec for a lost packet
   unsigned long long dropped_frames = 0;    // lost ones whose time had been bridged when the loss was known
@@ -33,6 +34,22 @@ struct PortMark {
 };
 
 #ifndef SWIG
+class PortQueues;
+
+// What the media thread wants of a port, by its layout.
+struct PortUse {
+  bool read = false;     // pieces of a tick, by read(),
+  bool written = false;  // and by write()
+  // Whole frames: the capture is taken frame by frame, as soon as one has come, for those that follow.
+  bool whole = false;
+  std::weak_ptr<PortQueues> listener;  // hears the frames directly; may be the port itself
+  bool delivered = false;              // the media thread takes them, by takeFrames()
+  bool muted = false;                  // they are silence for both
+  bool heard = false;                  // who listens hears it already, so the first frame is not faded in
+  bool pulled = false;                 // the media thread gives a frame whenever one is to be sent
+  bool any() const { return read || written || whole || pulled; }
+};
+
 // Thread: the clock on one side, the media thread on the other; each holds the lock for a copy.
 class PortQueues {
  public:
@@ -48,6 +65,8 @@ class PortQueues {
     settleMarks(true);
     capture_.configure(rate_hz, max_ms_);
     playback_.configure(rate_hz, max_ms_);
+    if (tap_) tap_->configure(rate_hz, max_ms_);
+    delivery_.clear();
     bridged_ = 0;
     rate_hz_ = rate_hz;
   }
@@ -60,25 +79,31 @@ class PortQueues {
     playback_.poppingBegins();
   }
 
-  // The audio of a packet.
-  void received(const int16_t* samples, size_t count) {
+  // The audio of a packet. This and the next return how many samples are new.
+  size_t received(const int16_t* samples, size_t count) {
     const int peak = peakOf(samples, count);
     std::lock_guard<std::mutex> lock(mutex_);
     capture_.push(samples, count);
     ++captured_frames_;
     bridged_ = 0;
     capture_peak_ = std::max(capture_peak_, peak);
+    return count;
   }
 
-  // What the codec made up for a lost packet. The part of its time that the queue has bridged already is not played a
-  // second time: a loss changes no delay.
-  void lost(const int16_t* samples, size_t count) {
+  // What the codec made up for a lost packet, or nullptr: then the queue makes it up. The part of its time that the queue
+  // has bridged already is not played a second time: a loss changes no delay.
+  size_t lost(const int16_t* samples, size_t count) {
     std::lock_guard<std::mutex> lock(mutex_);
     const size_t skipped = std::min(bridged_, count);
     bridged_ -= skipped;
-    capture_.push(samples + skipped, count - skipped);
+    if (samples) {
+      capture_.push(samples + skipped, count - skipped);
+    } else {
+      capture_.pushHole(count - skipped);
+    }
     ++captured_frames_;
     if (skipped < count) ++concealed_frames_; else ++dropped_frames_;
+    return count - skipped;
   }
 
   size_t captureDepth() const {
@@ -103,39 +128,91 @@ class PortQueues {
 
   void requested(int16_t* samples, size_t count) {
     std::lock_guard<std::mutex> lock(mutex_);
-    playback_depth_sum_ms_ += toMs(playback_.depth());
     playback_.pop(samples, count);
     ++sent_frames_;
     playback_peak_ = std::max(playback_peak_, peakOf(samples, count));
     settleMarks(false);
   }
 
+  bool whole() const { return whole_.load(std::memory_order_relaxed); }
+
+  // What the media thread writes is sent in the very tick, so sending waits for it.
+  bool fedByMedia() const { return fed_.load(std::memory_order_relaxed); }
+
+  // The next frame of the capture, made up where it is not there, for all who want whole frames; who hears it directly.
+  // `waited_ms`: how long it was there before.
+  std::shared_ptr<PortQueues> takeWhole(int16_t* samples, size_t count, double waited_ms) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!use_.whole) return nullptr;
+    popCapture(samples, count);
+    smooth(capture_wait_ms_, waited_ms + toMs(capture_.depth()), count);
+    if (use_.read) tap_->push(samples, count);
+    mute(samples, count);
+    if (use_.delivered && delivery_.size() <= count) delivery_.insert(delivery_.end(), samples, samples + count);
+    return use_.listener.lock();
+  }
+
+  // The media thread is to give the rest of a frame of `count` samples, to be sent now.
+  void want(size_t count) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    wanted_ = use_.pulled && playback_.depth() < count ? count - playback_.depth() : 0;
+  }
+
   // --- media side
 
-  // Whether somebody reads the capture and writes the playback from now on.
-  void setActive(bool active) {
-    if (active_.exchange(active, std::memory_order_relaxed) || !active) return;
+  void use(PortUse use) {
     std::lock_guard<std::mutex> lock(mutex_);
-    capture_.poppingBegins();
-    playback_.pushingBegins();
-    bridged_ = 0;
+    if (!use_.any() && use.any()) {
+      capture_.poppingBegins();
+      playback_.pushingBegins();
+      bridged_ = 0;
+    }
+    if (!use_.whole) gain_ = use.heard ? 1 : 0;
+    if (use.whole && use.read && !tap_) tap_ = std::make_unique<JitterQueue>(unsigned(rate_hz_), max_ms_);
+    if (use.whole && use.read && !(use_.whole && use_.read)) tap_->configure(rate_hz_, max_ms_);
+    if (!use.delivered) delivery_.clear();
+    if (!use.pulled) wanted_ = 0;
+    capture_.setWhole(use.whole);
+    playback_.setWhole(!use.written);
+    use_ = std::move(use);
+    active_ = use_.any();
+    whole_ = use_.whole;
+    fed_ = use_.written || use_.pulled;
+  }
+
+  // Frames that were delivered and not taken, as many as there is room for; returns the number of samples.
+  size_t takeDelivery(int16_t* samples, size_t room) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const size_t count = std::min(delivery_.size(), room);
+    std::copy_n(delivery_.begin(), count, samples);
+    delivery_.erase(delivery_.begin(), delivery_.begin() + std::ptrdiff_t(count));
+    return count;
+  }
+
+  size_t wanted() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return wanted_;
   }
 
   // False when the rate is another one by now; samples are then left alone.
   bool read(int16_t* samples, size_t count, unsigned rate_hz) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (rate_hz != rate_hz_) return false;
-    capture_depth_sum_ms_ += toMs(capture_.depth());
-    ++capture_reads_;
-    const size_t real = capture_.pop(samples, count);
-    if (captured_frames_ > 0) bridged_ = std::min(bridged_ + (count - real), size_t(rate_hz_));
+    if (use_.whole) {
+      tap_->pop(samples, count);
+    } else {
+      popCapture(samples, count);
+      smooth(capture_wait_ms_, toMs(capture_.depth()), count);
+    }
     return true;
   }
 
   bool write(const int16_t* samples, size_t count, unsigned rate_hz) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (rate_hz != rate_hz_) return false;
+    smooth(playback_wait_ms_, toMs(playback_.depth()), count);
     playback_.push(samples, count);
+    wanted_ -= std::min(wanted_, count);
     return true;
   }
 
@@ -166,8 +243,8 @@ class PortQueues {
     s.rate_hz = rate_hz_;
     s.capture_depth_ms = toMs(capture_.depth());
     s.playback_depth_ms = toMs(playback_.depth());
-    if (capture_reads_) s.mean_capture_depth_ms = capture_depth_sum_ms_ / double(capture_reads_);
-    if (sent_frames_) s.mean_playback_depth_ms = playback_depth_sum_ms_ / double(sent_frames_);
+    s.capture_wait_ms = capture_wait_ms_;
+    s.playback_wait_ms = playback_wait_ms_;
     s.captured_frames = captured_frames_;
     s.concealed_frames = concealed_frames_;
     s.dropped_frames = dropped_frames_;
@@ -193,6 +270,28 @@ class PortQueues {
 
   double toMs(unsigned long long samples) const { return double(samples) * 1000 / rate_hz_; }
 
+  // Follows a figure of which each value stands for so many samples, over about a second.
+  void smooth(double& mean, double value, size_t count) const {
+    mean += (value - mean) * std::min(1.0, double(count) / rate_hz_);
+  }
+
+  void popCapture(int16_t* samples, size_t count) {
+    const size_t real = capture_.pop(samples, count);
+    if (captured_frames_ > 0) bridged_ = std::min(bridged_ + (count - real), size_t(rate_hz_));
+  }
+
+  // A ramp of 4 ms wherever what was heard goes over to silence or back.
+  void mute(int16_t* samples, size_t count) {
+    const double end = use_.muted ? 0 : 1;
+    if (gain_ == 1 && end == 1) return;
+    const size_t length = gain_ == end ? 0 : std::min<size_t>(count, rate_hz_ * 4 / 1000);
+    for (size_t i = 0; i < length; ++i) {
+      samples[i] = int16_t(std::lrint(samples[i] * (gain_ + (end - gain_) * double(i + 1) / double(length))));
+    }
+    gain_ = end;
+    if (end == 0) std::fill(samples + length, samples + count, int16_t(0));
+  }
+
   static int peakOf(const int16_t* samples, size_t count) {
     int low = 0, high = 0;
     for (size_t i = 0; i < count; ++i) {
@@ -213,13 +312,17 @@ class PortQueues {
   const unsigned max_ms_;  // the most either queue may hold
   JitterQueue capture_, playback_;
   std::atomic<unsigned> rate_hz_;
-  std::atomic<bool> active_{false};
+  std::atomic<bool> active_{false}, whole_{false}, fed_{false};
+  PortUse use_;
+  double gain_ = 0;                   // of whole frames, at the end of the last one
+  std::unique_ptr<JitterQueue> tap_;  // whole frames as they are read in pieces
+  std::vector<int16_t> delivery_;
+  size_t wanted_ = 0;
   std::deque<Mark> marks_;
   std::vector<PortMark> reached_;
   size_t bridged_ = 0;  // samples made up on read() since the last packet that came
   unsigned long long captured_frames_ = 0, concealed_frames_ = 0, dropped_frames_ = 0, sent_frames_ = 0;
-  double capture_depth_sum_ms_ = 0, playback_depth_sum_ms_ = 0;
-  unsigned long long capture_reads_ = 0;
+  double capture_wait_ms_ = 0, playback_wait_ms_ = 0;
   int capture_peak_ = 0, playback_peak_ = 0;
 };
 #endif

@@ -30,6 +30,7 @@ class EachTick : public LegStream {
     return Head::kEmpty;
   }
   bool get(int16_t*) override { return false; }
+  bool conceals() const override { return true; }
   void put(const int16_t*) override {}
 
  private:
@@ -62,6 +63,8 @@ class Telephone : public LegStream {
     return true;
   }
 
+  bool conceals() const override { return true; }
+
   void put(const int16_t* samples) override {
     touch();
     sent_ticks.push_back(tick_);
@@ -92,6 +95,12 @@ class Telephone : public LegStream {
   std::atomic<bool> detached_{false};
 };
 
+PortUse inPieces() {
+  PortUse use;
+  use.read = use.written = true;
+  return use;
+}
+
 // A clock with telephones, and the media thread's work done on the clock's own thread: each hears itself.
 struct World {
   Clock clock{kTickMs};
@@ -113,7 +122,7 @@ struct World {
     auto leg = std::make_unique<Leg>();
     leg->telephone = std::make_shared<Telephone>(tick, frame_samples);
     leg->port = std::make_shared<PortQueues>(8000, 200);
-    leg->port->setActive(true);
+    leg->port->use(inPieces());
     clock.attach(leg->telephone, leg->port);
     legs.push_back(std::move(leg));
     return *legs.back();

@@ -35,7 +35,7 @@ struct Media {
 
   std::vector<int32_t> layout(const std::vector<int32_t>& ids) {
     rates_hz.assign(ids.size(), -1);
-    bank.layout(ids.data(), ids.size(), rates_hz.data(), rates_hz.size());
+    bank.layout(ids.data(), ids.size(), rates_hz.data(), rates_hz.size(), nullptr, 0);
     return rates_hz;
   }
 
@@ -113,7 +113,7 @@ void layoutIsAsLongAsTheShorterArray() {
   PortBank bank(kTickMs, 200);
   const std::vector<int32_t> ids = {bank.add(makePort()), bank.add(makePort())};
   int32_t rates_hz[2] = {-1, -1};
-  bank.layout(ids.data(), 2, rates_hz, 1);
+  bank.layout(ids.data(), 2, rates_hz, 1, nullptr, 0);
   CHECK(rates_hz[0] == 8000 && rates_hz[1] == -1);
   Samples matrix(40, 99);
   CHECK(bank.read(matrix.data(), matrix.size()) == 0);

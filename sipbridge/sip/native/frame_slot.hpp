@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+// When the whole frames of a leg are handed on: as soon as they come, in step with whoever sends them.
+#pragma once
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+// A frame is due once in a period. It follows the arrivals by moving in time, a tick at a time, with no sample changed:
+// a frame that comes after its turn is waited for (two ticks) and moves the slot to where it came; when all frames of
+// two seconds have waited, the slot moves up to them. A line that was late within the last ten seconds keeps a tick of
+// spare. What is later than a slot can move waits in the queue, which then holds frames and not ticks.
+//
+// So two clocks of different speed cost a step of one tick now and then, and neither a gap nor delay.
+//
+// Times in ns of the clock's ticks. Used by one thread.
+class FrameSlot {
+ public:
+  FrameSlot(int64_t tick_ns, int64_t period_ns)
+      : tick_ns_(tick_ns), period_ns_(period_ns), longest_wait_ns_(std::min(kMaxWaitTicks * tick_ns, period_ns - tick_ns)) {
+    forget();
+  }
+
+  // The next frame that is whole begins it anew.
+  void stop() { running_ = false; }
+
+  // A frame is due, so what is not there now is only waited for.
+  bool isDue(int64_t now_ns) const { return running_ && now_ns >= due_ns_; }
+
+  // Once a tick, after its arrivals: whether a frame is to be taken, be it there or to be made up. Samples: `came` in
+  // this tick, `depth` wait in all, `frame` make a frame.
+  bool takes(int64_t now_ns, size_t came, size_t depth, size_t frame) {
+    std::copy_backward(came_.begin(), came_.end() - 1, came_.end());
+    came_[0] = came;
+    if (!running_) {
+      if (depth < frame) return false;
+      running_ = true;
+      due_ns_ = now_ns;
+      late_ns_ = now_ns - kCalmNs;
+      missed_ = false;
+      forget();
+    }
+    if (now_ns < due_ns_) return false;
+    waited_ticks_ = 0;
+    if (depth < frame) {
+      if (now_ns - due_ns_ < longest_wait_ns_) return false;
+      while (due_ns_ <= now_ns) due_ns_ += period_ns_;
+      missed_ = true;
+      forget();
+      return true;
+    }
+    if (now_ns > due_ns_) {
+      late_ns_ = due_ns_ = now_ns;
+      forget();
+    }
+    due_ns_ += period_ns_;
+    waited_ticks_ = spareTicks(depth, frame);
+    if (missed_ && waited_ticks_ > 0) late_ns_ = now_ns;  // it was late, and not lost
+    missed_ = false;
+    watch(now_ns, depth - frame, frame);
+    return true;
+  }
+
+  // Of the frame taken last: how long it was there before, and how often the slot has moved so far.
+  int waitedTicks() const { return waited_ticks_; }
+
+ private:
+  static constexpr int kMaxWaitTicks = 2;
+  static constexpr int64_t kPartNs = 500'000'000;  // of the window, which slides by one
+  static constexpr size_t kParts = 4;
+  static constexpr int64_t kCalmNs = 10'000'000'000;
+
+  // For how many ticks all that the frame needs has been there.
+  int spareTicks(size_t depth, size_t frame) const {
+    int ticks = 0;
+    for (size_t came : came_) {
+      if (depth < frame + came) return ticks;
+      depth -= came;
+      ++ticks;
+    }
+    return ticks;
+  }
+
+  void forget() {
+    least_ticks_.fill(int(came_.size()));
+    least_left_.fill(SIZE_MAX);
+    part_ = parts_ = 0;
+    part_ns_ = 0;
+  }
+
+  void watch(int64_t now_ns, size_t left, size_t frame) {
+    least_ticks_[part_] = std::min(least_ticks_[part_], waited_ticks_);
+    least_left_[part_] = std::min(least_left_[part_], left);
+    part_ns_ += period_ns_;
+    if (part_ns_ < kPartNs) return;
+    part_ns_ = 0;
+    part_ = (part_ + 1) % kParts;
+    parts_ = std::min(parts_ + 1, kParts);
+    if (parts_ == kParts) {
+      const int kept = now_ns - late_ns_ < kCalmNs ? 1 : 0;
+      const int least = std::min(*std::min_element(least_ticks_.begin(), least_ticks_.end()), int(period_ns_ / tick_ns_) - 1);
+      // a whole frame too much is for the queue to give back
+      if (least > kept && *std::min_element(least_left_.begin(), least_left_.end()) < frame) {
+        due_ns_ -= (least - kept) * tick_ns_;
+        forget();
+        return;
+      }
+    }
+    least_ticks_[part_] = int(came_.size());
+    least_left_[part_] = SIZE_MAX;
+  }
+
+  const int64_t tick_ns_, period_ns_, longest_wait_ns_;
+  bool running_ = false, missed_ = false;
+  int64_t due_ns_ = 0, late_ns_ = 0, part_ns_ = 0;
+  int waited_ticks_ = 0;
+  std::array<size_t, 12> came_{};  // in this tick and those before it
+  std::array<int, kParts> least_ticks_;
+  std::array<size_t, kParts> least_left_;
+  size_t part_ = 0, parts_ = 0;
+};
