@@ -119,9 +119,9 @@ class Source:
 class Channel:
     """Is heard by `take`, hears what `make(rate_hz)` gives.
 
-    Both ways these are whole frames, as long as the telephone's. `take` has a frame soon after its packet came. The source is read in the very tick in which a frame is
-    sent; when it has too little, the rest is silence. Without `make` whoever `take` belongs to writes what
-    is heard to the leg's port by itself.
+    Both ways these are whole frames, as long as the telephone's. `take` has a frame soon after its packet
+    came. The source is read in the very tick in which a frame is sent; when it has too little, the rest is
+    silence. Without `make` whoever `take` belongs to writes what is heard to the leg's port by itself.
     """
 
     take: FrameSink

@@ -153,7 +153,8 @@ class FakeBank:
         fade = port.rate_hz * _FADE_MS // 1000
         gains[:fade] = np.linspace(port.gain, gain, fade)
         port.gain = gain
-        return np.rint(samples * gains).astype(np.int16)
+        muted: Samples = np.rint(samples * gains).astype(np.int16)
+        return muted
 
     def write(self, matrix: Samples) -> None:
         self._check(matrix)
