@@ -39,6 +39,7 @@ from sipbridge.events import (
     DtmfMethod,
 )
 from sipbridge.log import get_logger
+from sipbridge.media.loop import MediaLoop
 from sipbridge.media.quality import estimate_mos
 from sipbridge.routing import Target
 from sipbridge.rtc.base import JoinRequest, RtcConnection, RtcContext, Samples
@@ -52,8 +53,9 @@ JOIN_S = 10.0  # a channel that takes longer to join has failed
 class LegPlayback:
     """The playback side of a leg as a backend sees it."""
 
-    def __init__(self, leg: CallLeg) -> None:
+    def __init__(self, leg: CallLeg, media: MediaLoop) -> None:
         self._leg = leg
+        self._media = media
 
     @property
     def port_id(self) -> int:
@@ -68,6 +70,9 @@ class LegPlayback:
 
     def clear(self) -> None:
         self._leg.port.clear()
+
+    def mark(self, reached: Callable[[bool], None]) -> None:
+        self._media.mark(self.port_id, reached)
 
 
 class Bridge:
@@ -209,7 +214,7 @@ class Bridge:
                     headers=leg.headers,
                 )
                 async with asyncio.timeout(JOIN_S):
-                    await self._connection.connect(join, LegPlayback(leg), self)
+                    await self._connection.connect(join, LegPlayback(leg, self._context.media), self)
             except RtcError as error:
                 self.hangup(error.reason)
             except TimeoutError:
@@ -313,9 +318,7 @@ class Bridge:
             self.duration_s = time.monotonic() - leg.answered_at
         mos = None
         if stats.received_packets:
-            mos = estimate_mos(
-                stats.codec, stats.loss_percent, stats.round_trip_ms / 2 + stats.capture_depth_ms
-            )
+            mos = estimate_mos(stats.codec, stats.loss_percent, stats.round_trip_ms / 2 + stats.delay_ms)
         self._emit(
             CallEnded(
                 call_id=self.id,
@@ -330,7 +333,10 @@ class Bridge:
                 codec=stats.codec,
                 loss_percent=round(stats.loss_percent, 2),
                 jitter_ms=round(stats.jitter_ms, 1),
-                depth_ms=round(stats.capture_depth_ms, 1),
+                capture_ms=round(stats.capture_ms, 1),
+                mix_ms=round(stats.mix_ms, 1),
+                playback_ms=round(stats.playback_ms, 1),
+                delay_ms=round(stats.delay_ms, 1),
                 mos=round(mos, 2) if mos is not None else None,
             )
         )

@@ -63,8 +63,10 @@ class CallView:
     seconds: float  # since the answer
     capture_level_dbfs: float  # what the telephone says, its peak since the last look
     playback_level_dbfs: float  # what it hears
-    capture_depth_ms: float
-    playback_depth_ms: float
+    capture_ms: float
+    mix_ms: float
+    playback_ms: float
+    delay_ms: float
     loss_percent: float
     jitter_ms: float
     end: EndReason | None = None
@@ -367,8 +369,10 @@ def _make_view(bridge: Bridge, stats: LegStats) -> CallView:
         seconds=round(seconds, 3),
         capture_level_dbfs=round(level_dbfs(stats.capture_peak), 1),
         playback_level_dbfs=round(level_dbfs(stats.playback_peak), 1),
-        capture_depth_ms=round(stats.capture_depth_ms, 1),
-        playback_depth_ms=round(stats.playback_depth_ms, 1),
+        capture_ms=round(stats.capture_ms, 1),
+        mix_ms=round(stats.mix_ms, 1),
+        playback_ms=round(stats.playback_ms, 1),
+        delay_ms=round(stats.delay_ms, 1),
         loss_percent=round(stats.loss_percent, 2),
         jitter_ms=round(stats.jitter_ms, 1),
         end=bridge.end,

@@ -659,7 +659,7 @@ def _meter_line(call: schema.Call) -> str:
     return (
         f"{minutes:>3}:{seconds:02}  from callee {_meter(call.capture_level_dbfs)}  "
         f"to callee {_meter(call.playback_level_dbfs)}  loss {call.loss_percent:.1f} %  "
-        f"jitter {call.jitter_ms:.0f} ms  queued {call.capture_depth_ms:.0f} ms"
+        f"jitter {call.jitter_ms:.0f} ms  delay {call.delay_ms:.0f} ms"
     )
 
 

@@ -120,5 +120,9 @@ class CallEnded(CallEvent):
     codec: str = ""
     loss_percent: float = 0.0  # of the RTP packets expected from the far side
     jitter_ms: float = 0.0  # interarrival jitter, RFC 3550 section 6.4.1
-    depth_ms: float = 0.0  # mean time that audio waited in our capture queue
+    # What the bridge added at last: until the telephone's audio was taken, mixed, and sent; and all of it.
+    capture_ms: float = 0.0
+    mix_ms: float = 0.0
+    playback_ms: float = 0.0
+    delay_ms: float = 0.0
     mos: float | None = None  # 1 to 4.5, estimated by the E-model (ITU-T G.107); None without media

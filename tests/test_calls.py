@@ -514,8 +514,9 @@ async def test_views_of_living_calls() -> None:
         codec="G722",
         capture_peak=32768,
         playback_peak=0,
-        capture_depth_ms=12.34,
-        playback_depth_ms=23.45,
+        capture_ms=12.34,
+        mix_ms=0.51,
+        playback_ms=23.45,
         loss_percent=1.234,
         jitter_ms=4.56,
     )
@@ -526,7 +527,8 @@ async def test_views_of_living_calls() -> None:
         0.0,
         -100.0,
     )
-    assert (views[0].capture_depth_ms, views[0].playback_depth_ms) == (12.3, 23.4)
+    delays = (views[0].capture_ms, views[0].mix_ms, views[0].playback_ms, views[0].delay_ms)
+    assert delays == (12.3, 0.5, 23.4, 36.3)
     assert (views[0].loss_percent, views[0].jitter_ms, views[0].end) == (1.23, 4.6, None)
     assert 0 <= views[0].seconds < 60
     assert (await stage.calls.health())["active_calls"] == 2

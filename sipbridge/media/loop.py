@@ -28,11 +28,14 @@ rows of two matrices, a tick's samples wide. Who is in which row changes between
 requests that any thread may post; the layout is then computed once and kept until the next change.
 """
 
+import contextlib
 import functools
+import itertools
 import logging
+import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -50,6 +53,7 @@ Samples = NDArray[np.int16]
 # Of a tick. The rest, before a leg is heard and after it was, is for the delay of resamplers that come or go.
 _FADE_SHARE = 0.6
 _LONGEST_FRAME_MS = 120  # of a packet
+_PRIORITY = 9
 _MAX_CATCH_UP_TICKS = 4  # a thread that was held longer drops the rest: delay must not be caught up with
 
 
@@ -58,6 +62,15 @@ class Ticker(Protocol):
 
     def wait(self, last: int, timeout_ms: int) -> int: ...
     def done(self, tick: int) -> None: ...
+
+
+class ReachedMark(Protocol):
+    """The native `PortMark`."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def cleared(self) -> bool: ...
 
 
 class Bank(Protocol):
@@ -72,6 +85,8 @@ class Bank(Protocol):
     def takeFrames(self, heads: NDArray[np.int32], matrix: Samples) -> int: ...  # noqa: N802
     def wantedFrames(self, heads: NDArray[np.int32]) -> int: ...  # noqa: N802
     def giveFrames(self, heads: NDArray[np.int32], matrix: Samples) -> None: ...  # noqa: N802
+    def mark(self, port_id: int, mark_id: int) -> None: ...
+    def takeMarks(self) -> Sequence[ReachedMark]: ...  # noqa: N802
 
 
 # Flags of a leg whose frames are handed on whole; see port_bank.hpp.
@@ -244,6 +259,9 @@ class MediaLoop:
         self._special: list[tuple[int, _Member]] = []
         self._channels: dict[int, _Member] = {}  # by port, with whole frames both ways
         self._channel_rates_hz: dict[int, int] = {}
+        self._new_marks: deque[tuple[int, Callable[[bool], None]]] = deque()
+        self._marks: dict[int, Callable[[bool], None]] = {}
+        self._mark_ids = itertools.count(1)
         self._whole_legs = 0
         self._heads: NDArray[np.int32] = np.empty((0, 2), np.int32)
         self._frames: Samples = np.empty((0, 0), np.int16)
@@ -297,6 +315,13 @@ class MediaLoop:
     def detect_digits(self, port_id: int, on_digit: Callable[[str], None] | None) -> None:
         """`on_digit` is told of DTMF heard in the leg's audio, on the media thread; None stops it."""
         self._post(lambda: self._set(port_id, lambda member: setattr(member, "on_digit", on_digit)))
+
+    def mark(self, port_id: int, reached: Callable[[bool], None]) -> None:
+        """`reached` is called once what the leg was given until the end of this tick has been sent.
+
+        With True where it was cleared instead, or the leg is gone. On the media thread.
+        """
+        self._new_marks.append((port_id, reached))
 
     def rooms(self) -> dict[str, int]:
         """The rate of each room in Hz."""
@@ -538,6 +563,7 @@ class MediaLoop:
     # --- a tick, media thread
 
     def _run(self) -> None:
+        _ask_for_priority()
         last = self._clock.wait(0, 100)
         while self._running:
             now = self._clock.wait(last, 100)
@@ -566,8 +592,24 @@ class MediaLoop:
     def tick(self) -> None:
         """One tick for all legs. Public for tests, which have no clock."""
         self._apply_changes()
-        if not (self._rows or self._whole_legs):
-            return
+        if self._marks:
+            self._tell_marks()
+        if self._rows or self._whole_legs:
+            self._move_audio()
+        while self._new_marks:
+            port_id, reached = self._new_marks.popleft()
+            mark_id = next(self._mark_ids)
+            self._marks[mark_id] = reached
+            self._bank.mark(port_id, mark_id)
+
+    def _tell_marks(self) -> None:
+        for mark in self._bank.takeMarks():
+            try:
+                self._marks.pop(mark.id)(mark.cleared)
+            except Exception:
+                log.exception("who waits for a mark has failed")
+
+    def _move_audio(self) -> None:
         captures, playbacks = self._captures, self._playbacks
         if self._bank.read(captures):
             self._dirty = True  # a port went, or its stream changed its rate
@@ -693,6 +735,12 @@ class MediaLoop:
         log.exception("what the leg of port %d hears, or is heard by, has failed", member.port_id)
         member.give_up()
         self._dirty = True
+
+
+def _ask_for_priority() -> None:
+    """Just below the native clock, which waits for this thread; where the system allows it."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(_PRIORITY))
 
 
 def _fill(out: Samples, samples: Samples) -> None:

@@ -7,7 +7,7 @@ has the shortest examples, `tests/contract` the suite that it has to pass.
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -61,6 +61,13 @@ class PlaybackQueue(Protocol):
 
     def clear(self) -> None:
         """Empties the queue at once (barge-in)."""
+        ...
+
+    def mark(self, reached: Callable[[bool], None]) -> None:
+        """`reached` is called once all that was given before has been sent to the telephone.
+
+        With True where it was cleared instead. On the media thread: it must not wait.
+        """
         ...
 
 

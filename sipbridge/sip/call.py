@@ -57,10 +57,18 @@ class LegStats:
     loss_percent: float = 0.0
     jitter_ms: float = 0.0
     round_trip_ms: float = 0.0
-    capture_depth_ms: float = 0.0
-    playback_depth_ms: float = 0.0
+    # Where time goes in the bridge, of about the last second: a packet waits for a tick of the clock and in
+    # the capture queue, a mix for the media thread, what is to be sent in the playback queue.
+    capture_ms: float = 0.0
+    mix_ms: float = 0.0
+    playback_ms: float = 0.0
     capture_peak: int = 0
     playback_peak: int = 0
+
+    @property
+    def delay_ms(self) -> float:
+        """What the bridge adds in all."""
+        return self.capture_ms + self.mix_ms + self.playback_ms
 
 
 class LegListener(Protocol):
@@ -442,8 +450,9 @@ class CallLeg:
             loss_percent=100.0 * rtp.lost_packets / expected if expected else 0.0,
             jitter_ms=rtp.jitter_ms,
             round_trip_ms=rtp.round_trip_ms,
-            capture_depth_ms=port.capture_wait_ms,
-            playback_depth_ms=port.playback_wait_ms,
+            capture_ms=self.endpoint.config.media.tick_ms / 2 + port.capture_wait_ms,
+            mix_ms=self.endpoint.engine.clock().mediaMs() if port.mixed else 0.0,
+            playback_ms=port.playback_wait_ms,
             capture_peak=port.capture_peak,
             playback_peak=port.playback_peak,
         )

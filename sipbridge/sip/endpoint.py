@@ -179,6 +179,7 @@ class SipEndpoint:
         media.threadCnt = 1
         media.noVad = True
         media.ecTailLen = 0
+        media.sndAutoCloseTime = -1  # closing the device that there is not holds the SIP thread for 100 ms
         # pjmedia's buffer only puts packets in order; ours follows the jitter
         media.jbInit = 0
         media.jbMinPre = 0

@@ -390,6 +390,23 @@ def test_settings_of_a_leg_that_is_not_there(media: FakeMedia) -> None:
     assert media.bank.attached == set()
 
 
+def test_mark(media: FakeMedia, join: Join) -> None:
+    """It is told, in order, after the tick in which it was set; of a port that is gone as cleared."""
+    port = join(Channel(lambda samples, rate_hz: None, constant))
+    media.run(2)
+    told: list[tuple[int, bool]] = []
+    for number in (1, 2):
+        media.loop.mark(port.port_id, lambda cleared, number=number: told.append((number, cleared)))  # type: ignore[misc]
+    media.run()
+    assert told == []
+    media.run()
+    assert told == [(1, False), (2, False)]
+    media.bank.remove(port)
+    media.loop.mark(port.port_id, lambda cleared: told.append((3, cleared)))
+    media.run(2)
+    assert told[2:] == [(3, True)]
+
+
 # --- coming and going
 
 
@@ -694,6 +711,20 @@ def test_fault_in_a_change(media: FakeMedia, join: Join, caplog: pytest.LogCaptu
         media.run(4)
     assert len(caplog.records) == 1
     assert echo.heard[-1] == 1000
+
+
+def test_fault_of_who_waits_for_a_mark(
+    media: FakeMedia, join: Join, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Others are told all the same."""
+    port = join()
+    told: list[bool] = []
+    media.loop.mark(port.port_id, fail)
+    media.loop.mark(port.port_id, told.append)
+    with caplog.at_level(logging.ERROR):
+        media.run(3)
+    assert told == [False]
+    assert len(caplog.records) == 1
 
 
 # --- the thread

@@ -2,6 +2,8 @@
 """The native side of the media loop in numpy: ports with rates that tests set, a clock that they advance."""
 
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +67,17 @@ class FakePort:
     def clear(self) -> None:
         self.clears += 1
 
+    def mark(self, reached: Callable[[bool], None]) -> None:
+        reached(False)
+
+
+@dataclass
+class FakeMark:
+    """All is sent at once, so a mark is reached in the next tick."""
+
+    id: int
+    cleared: bool
+
 
 class FakeBank:
     """`PortBank` with the clock's part of whole frames, and with the rules of its header checked.
@@ -77,6 +90,7 @@ class FakeBank:
         self.ports: dict[int, FakePort] = {}
         self.rows: list[tuple[int, int]] = []  # port id, negative when it is only read, and rate
         self.whole: dict[int, tuple[int, int, int]] = {}  # by port: who hears it, flags, rate
+        self.marks: list[FakeMark] = []
         self._next_id = 1
         self._tick = 0
 
@@ -182,6 +196,13 @@ class FakeBank:
                 heads[count] = port_id, rate_hz * self.tick_ms * FRAME_TICKS // 1000
                 count += 1
         return count
+
+    def mark(self, port_id: int, mark_id: int) -> None:
+        self.marks.append(FakeMark(mark_id, port_id not in self.ports))
+
+    def takeMarks(self) -> list[FakeMark]:  # noqa: N802
+        reached, self.marks = self.marks, []
+        return reached
 
     def giveFrames(self, heads: NDArray[np.int32], matrix: Samples) -> None:  # noqa: N802
         for (port_id, count), samples in zip(heads.tolist(), matrix, strict=True):

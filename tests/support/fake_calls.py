@@ -47,8 +47,10 @@ class FakeCalls(CallRegistry):
             "seconds": 7.25,
             "capture_level_dbfs": -23.5,
             "playback_level_dbfs": -100.0,
-            "capture_depth_ms": 20.0,
-            "playback_depth_ms": 25.0,
+            "capture_ms": 4.0,
+            "mix_ms": 0.5,
+            "playback_ms": 5.0,
+            "delay_ms": 9.5,
             "loss_percent": 0.1,
             "jitter_ms": 1.5,
         }

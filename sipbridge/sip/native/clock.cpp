@@ -78,6 +78,11 @@ ClockStats Clock::stats() {
   return snapshot;
 }
 
+double Clock::mediaMs() {
+  std::lock_guard<std::mutex> lock(stats_mutex_);
+  return stats_.media_us / 1e3;
+}
+
 void Clock::attach(std::shared_ptr<LegStream> stream, std::shared_ptr<PortQueues> port) {
   const int64_t period_ns = 1000000000LL * int64_t(stream->frameSamples()) / stream->rateHz();
   const size_t samples = stream->frameSamples();
@@ -220,6 +225,7 @@ void Clock::tick() {
     std::lock_guard<std::mutex> lock(legs_mutex_);
     for (auto& leg : legs_) send(*leg);
   }
+  if (!waits) return;
   std::lock_guard<std::mutex> lock(stats_mutex_);
   stats_.media_us = stats_.media_us * 0.99 + 0.01 * waited_us;
 }

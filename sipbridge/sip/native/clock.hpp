@@ -58,6 +58,8 @@ class Clock {
   void done(unsigned long long tick);
   void stop();
   ClockStats stats();
+  // How long it waits for the media thread in a tick, smoothed.
+  double mediaMs();
   unsigned tickMs() const { return tick_ms_; }
 
 #ifndef SWIG

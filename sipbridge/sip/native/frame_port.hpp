@@ -2,8 +2,6 @@
 // The audio port of one call leg: pjsua2's AudioMediaPort with the two jitter queues, and no Python in a frame.
 #pragma once
 #include <memory>
-#include <string>
-#include <vector>
 
 #include <pjsua2.hpp>
 
@@ -35,9 +33,6 @@ class FramePort :
   unsigned rateHz() const { return queues_->rateHz(); }
   // Empties the playback queue at once; pending marks count as cleared.
   void clear() { queues_->clear(); }
-  // Reported by takeMarks() once all that was written before it has been sent, or cleared.
-  void mark(unsigned long long id) { queues_->mark(id); }
-  std::vector<PortMark> takeMarks() { return queues_->takeMarks(); }
   // At the port's rate; for what does not go through the bank.
   void write(const int16_t* samples, size_t count) { queues_->write(samples, count, queues_->rateHz()); }
   PortStats stats() { return queues_->stats(); }

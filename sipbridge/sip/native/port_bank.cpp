@@ -22,6 +22,8 @@ void PortBank::remove(int id) {
     if (leg.port == found->second) leg.port.reset();
   }
   found->second->use({});
+  found->second->clear();
+  for (const PortMark& mark : found->second->takeMarks()) state_->cleared.push_back(mark);
   state_->ports.erase(found);
 }
 
@@ -146,6 +148,26 @@ void PortBank::giveFrames(const int32_t* heads, size_t head_values, const int16_
     const auto port = find(heads[2 * row]);
     if (port) port->write(matrix + row * columns, std::min(columns, size_t(std::max(0, heads[2 * row + 1]))), port->rateHz());
   }
+}
+
+void PortBank::mark(int id, unsigned long long mark) {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  const auto port = find(id);
+  if (port) {
+    port->mark(mark);
+  } else {
+    state_->cleared.push_back({mark, true});
+  }
+}
+
+std::vector<PortMark> PortBank::takeMarks() {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  std::vector<PortMark> reached;
+  reached.swap(state_->cleared);
+  for (const auto& entry : state_->ports) {
+    for (const PortMark& mark : entry.second->takeMarks()) reached.push_back(mark);
+  }
+  return reached;
 }
 
 unsigned PortBank::size() {

@@ -41,6 +41,9 @@ class PortBank {
   unsigned wantedFrames(int32_t* heads, size_t head_values);
   // Row i has the samples that heads[i] says.
   void giveFrames(const int32_t* heads, size_t head_values, const int16_t* matrix, size_t size);
+  // takeMarks() reports it once all that was written to the port before it has been sent, or cleared.
+  void mark(int id, unsigned long long mark);
+  std::vector<PortMark> takeMarks();
   // Ports that exist; from any thread.
   unsigned size();
 
@@ -66,6 +69,7 @@ class PortBank {
     int next_id = 1;
     std::vector<Row> rows;
     std::vector<WholeLeg> whole;
+    std::vector<PortMark> cleared;  // of ports that are gone
   };
   std::shared_ptr<PortQueues> find(int id) const;
 

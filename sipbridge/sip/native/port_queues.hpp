@@ -24,6 +24,7 @@ struct PortStats {
   double capture_concealed_ms = 0, playback_concealed_ms = 0;
   unsigned long long capture_trims = 0, playback_trims = 0;
   double overflow_ms = 0;  // of both, dropped because too much waited
+  bool mixed = false;      // what is heard is made by the media thread, in the tick in which it is sent
   int capture_peak = 0, playback_peak = 0;  // largest |sample| since the last snapshot
 };
 
@@ -256,6 +257,7 @@ class PortQueues {
     s.capture_trims = c.trims;
     s.playback_trims = p.trims;
     s.overflow_ms = toMs(c.overflow_samples + p.overflow_samples);
+    s.mixed = fed_;
     s.capture_peak = capture_peak_;
     s.playback_peak = playback_peak_;
     capture_peak_ = playback_peak_ = 0;
