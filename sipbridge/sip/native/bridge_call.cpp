@@ -3,6 +3,7 @@
 
 #include "media_guard.hpp"
 #include "pj_stream.hpp"
+#include "rtp_sockets.hpp"
 
 #include <pjmedia/null_port.h>
 #include <pjsua-lib/pjsua.h>
@@ -136,7 +137,9 @@ void BridgeCall::setMediaSources(const std::vector<std::string>& networks, const
 }
 
 void BridgeCall::onCreateMediaTransport(pj::OnCreateMediaTransportParam& prm) {
-  if (prm.mediaTp) prm.mediaTp = createMediaGuard(static_cast<pjmedia_transport*>(prm.mediaTp), sources_);
+  if (!prm.mediaTp) return;
+  auto* sockets = RtpReceiver::overSocketsOf(static_cast<pjmedia_transport*>(prm.mediaTp), engine_.receiver());
+  prm.mediaTp = createMediaGuard(sockets, sources_);
 }
 
 void BridgeCall::onStreamCreated(pj::OnStreamCreatedParam& prm) {

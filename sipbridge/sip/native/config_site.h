@@ -8,10 +8,6 @@
 
 /* Media ioqueue: an RTP and an RTCP socket a call, with room to spare. */
 #define PJ_IOQUEUE_MAX_HANDLES 4096
-/* One thread polls each ioqueue: without EPOLLEXCLUSIVE a socket is not taken out of the set and put back for each
- * packet. The clock takes what came since the last tick, many packets in one poll. */
-#define PJ_IOQUEUE_DEFAULT_EPOLL_FLAGS 0
-#define PJ_IOQUEUE_MAX_EVENTS_IN_SINGLE_POLL 64
 /* SIP ioqueue: every listener, every TCP or TLS connection and the waker is one handle. */
 #define PJSIP_MAX_TRANSPORTS 1024
 

@@ -12,14 +12,13 @@
 #include <cstring>
 
 #include "gate_module.hpp"
+#include "rtp_sockets.hpp"
 
 #define THIS_FILE "engine.cpp"
 using pj::Error;  // pjsua2's macros name these without their namespaces
 using std::string;
 
 namespace {
-
-constexpr int kMaxReceives = 64;  // polls a tick, of up to PJ_IOQUEUE_MAX_EVENTS_IN_SINGLE_POLL packets
 
 Engine* g_engine = nullptr;  // pjlib's log and pjsua's callbacks carry no pointer of ours
 
@@ -53,7 +52,8 @@ bool parseInfoDigit(const std::string& subtype, const std::string& body, EngineE
 
 }  // namespace
 
-Engine::Engine(unsigned tick_ms, unsigned jitter_max_ms) : clock_(tick_ms), bank_(tick_ms, jitter_max_ms) {
+Engine::Engine(unsigned tick_ms, unsigned jitter_max_ms)
+    : clock_(tick_ms), bank_(tick_ms, jitter_max_ms), receiver_(std::make_shared<RtpReceiver>()) {
   g_engine = this;
   pj_log_set_log_func(&Engine::onLog);
 }
@@ -96,22 +96,14 @@ void Engine::install() PJSUA2_THROW(pj::Error) {
 }
 
 void Engine::startClock() {
-  // The clock takes the packets itself, all of a tick at once, and needs nobody to wake up for each of them.
-  pjmedia_endpt* media = pjsua_var.med_endpt;
-  pjmedia_endpt_stop_threads(media);
-  pj_ioqueue_t* sockets = pjmedia_endpt_get_ioqueue(media);
+  pjmedia_endpt_stop_threads(pjsua_var.med_endpt);  // the clock reads the sockets
   clock_.start(
       [] {
         static thread_local pj_thread_desc description;
         static thread_local pj_thread_t* thread;
         pj_thread_register("clock", description, &thread);
       },
-      [sockets] {
-        const pj_time_val now = {0, 0};
-        // a flood does not hold the clock: what is left waits, and is dropped by the system when it is too much
-        for (int i = 0; i < kMaxReceives && pj_ioqueue_poll(sockets, &now) > 0; ++i) {
-        }
-      });
+      [receiver = receiver_] { receiver->receive(); });
 }
 
 void Engine::uninstall() {

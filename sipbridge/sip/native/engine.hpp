@@ -4,6 +4,7 @@
 #pragma once
 #include <atomic>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -13,6 +14,10 @@
 #include "clock.hpp"
 #include "gate.hpp"
 #include "port_bank.hpp"
+
+#ifndef SWIG
+class RtpReceiver;
+#endif
 
 // Something that happened on a native thread and is told to Python on the SIP thread.
 struct EngineEvent {
@@ -75,6 +80,7 @@ class Engine : public pj::Endpoint {
   void onRejectedIncomingCall(pj::OnRejectedIncomingCallParam& prm) override;
   void streamAdded() { ++streams_; }
   void streamRemoved() { --streams_; }
+  const std::shared_ptr<RtpReceiver>& receiver() const { return receiver_; }
   void push(EngineEvent event);
   static void onTelephoneEvent(pjmedia_stream* stream, void* user, const pjmedia_stream_dtmf_event* event);
 
@@ -90,6 +96,7 @@ class Engine : public pj::Endpoint {
   Clock clock_;
   PortBank bank_;
   Gate gate_;
+  std::shared_ptr<RtpReceiver> receiver_;
   std::atomic<unsigned> streams_{0};
 
   std::atomic<bool> awake_{false};
