@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-// Many telephones in one thread: SIP calls over UDP whose G.711 audio is silence and, once a second, a short burst
-// that is looked for where it should be heard. It prints what it saw as one JSON object, unjudged; bench/run.py does
-// the statistics.
+// Many telephones in one thread: SIP calls over UDP that say something and look for it where it should be heard. It
+// prints what it saw as one JSON object, unjudged; Python does the statistics.
 //
-//   leg A ──burst──► bridge ──► leg B        --mode room   two calls to one address, a room of their own
-//   leg A ──burst──► bridge ──► leg A        --mode echo   one call, which hears itself
-//   leg A ──burst──────────────► leg B        --mode wire   no bridge: what this program itself adds, 0 ms
+//   leg A ──► bridge ──► legs B, C, ...    --mode room   calls to one address, --room-size of them in a room; one talks
+//   leg A ──► bridge ──► leg A             --mode echo   one call, which hears itself
+//   leg A ──────────────► legs B, C, ...    --mode wire   no bridge: what this program itself adds, 0 ms
+//
+// What is said is silence and now and then a short burst, or with --speech speech without an end (follower.hpp).
 //
 // Added delay: from (the first packet that has the burst is sent + the burst's place in it) to (the packet that has it
-// arrives + its place there). A burst sent in the middle of a packet and one at its start thus read the same, and a
-// wire reads 0 whatever the packets' length. Times are the sender's clock right before sendto() and the kernel's stamp
-// of the arriving datagram, so this thread's own wake-ups are not in them.
+// arrives + its place there), less what the codecs themselves take (codecs.hpp). A burst sent in the middle of a packet
+// and one at its start thus read the same, and a wire reads 0 whatever the packets' length. Times are the sender's clock
+// right before sendto() and the kernel's stamp of the arriving datagram, so this thread's own wake-ups are not in them.
+// On a bad line (impairment.hpp) the first is the time at which the packet would have left on a good one: what its
+// jitter costs is delay too.
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netdb.h>
@@ -35,21 +38,20 @@
 #include <string>
 #include <vector>
 
+#include "codecs.hpp"
+#include "common.hpp"
+#include "follower.hpp"
+#include "impairment.hpp"
+
 namespace {
 
-constexpr int64_t kMs = 1000000, kSecond = 1000 * kMs;
-constexpr int kFrameSamples = 160;  // 20 ms of G.711
-constexpr int64_t kFrame = 20 * kMs, kSample = 125000;
-constexpr int kBurstSamples = 16;          // 2 ms of 1 kHz, beginning at its peak: a steep edge, and no step of the mean
-constexpr int kBurstPeak = 16000;
-constexpr int kHeardPeak = kBurstPeak / 2;  // half of a smoothed edge is where the edge was
 constexpr int kDeafSamples = 800;          // after an onset: the rest of the same burst
 constexpr int kFramesASecond = 50;
 constexpr int64_t kT1 = 500 * kMs, kGiveUp = 32 * kSecond;  // RFC 3261, 17.1.1.2
 constexpr int64_t kGap = 40 * kMs;
 constexpr int64_t kShortestSleep = 2 * kMs / 5;  // what is due within it is sent together
 constexpr int64_t kReceiveEvery = 2 * kMs;
-constexpr uint8_t kSilence = 0xff;
+constexpr int64_t kFollowEvery = 250 * kMs;
 
 struct Options {
   std::string mode = "room";
@@ -60,26 +62,14 @@ struct Options {
   double settle_s = 3;   // from the last answer to the first burst
   double measure_s = 15;
   int rtp_port = 12000;  // of the first call; two ports a call, on every source address
+  int room_size = 2;
+  std::vector<const CodecKind*> codecs;  // of the calls in turn, over and over
+  double drift_ppm = 0;   // every second caller's clock is faster by it, the others' slower
+  Impairment impairment;  // of what callers send
+  uint32_t seed = 1;
+  std::string speech;  // PREFIX of files PREFIX.RATE.s16, of the same speech; empty: bursts
+  std::string record;  // folder for what was heard
 };
-
-int64_t nowNs() {
-  timespec t;
-  clock_gettime(CLOCK_REALTIME, &t);
-  return t.tv_sec * kSecond + t.tv_nsec;
-}
-
-[[noreturn]] void fail(const std::string& text) {
-  fprintf(stderr, "load: %s\n", text.c_str());
-  exit(2);
-}
-
-// G.711 µ-law, ITU-T G.711 table 2.
-uint8_t toUlaw(int sample) {
-  const int sign = sample < 0 ? 0 : 0x80;
-  const int magnitude = std::min(std::abs(sample), 32635) + 132;
-  const int exponent = 31 - __builtin_clz(unsigned(magnitude)) - 7;
-  return uint8_t(sign | (~((exponent << 4) | ((magnitude >> (exponent + 3)) & 15)) & 0x7f));
-}
 
 // One of a call's packets is late or lost only once: both are told apart by its extended number.
 struct Received {
@@ -96,7 +86,12 @@ struct Leg {
   int index = 0;
   State state = State::kWaiting;
   bool speaks = false, listens = false;
-  Leg* heard_by = nullptr;
+  Leg* talker = nullptr;  // whom it hears, if it listens
+  std::vector<Leg*> listeners;
+  const CodecKind* kind = nullptr;
+  std::unique_ptr<Codec> codec;
+  std::unique_ptr<Line> line;  // where it is a bad one
+  int64_t frame_ns = kFrame;   // 20 ms of its own clock
   // SIP
   int sip_fd = -1;
   std::string room, source, call_id, tag, to, remote_target, request, invite_branch, ack;
@@ -109,11 +104,24 @@ struct Leg {
   uint16_t sequence = 0;
   int64_t due = 0, phase = 0;
   int burst_frame = 0;  // which of the 50 frames of a second
+  double sent_phase_ms = -1;  // of its first measured packet within 20 ms
+  std::vector<uint32_t> lost_frames;  // of those measured, counted from `measured_frame`
+  uint32_t measured_frame = 0;
+  std::unique_ptr<Said> said;          // of a talker of speech
+  std::unique_ptr<Follower> follower;  // of one who listens to it
+  int64_t follow_at = 0;
+  Samples heard;  // of a recording
+  int64_t heard_from = 0;
   Received got;
   // the burst that is on its way to this leg, and until which sample no other is looked for
   int64_t burst_onset = 0;
   bool deaf = false;
-  uint32_t deaf_until = 0;
+  int64_t deaf_until = 0;
+  int64_t codec_delay = 0;  // of the way from its talker
+  // where in the stream heard, in samples of 8 kHz
+  bool any_heard = false;
+  uint32_t last_timestamp = 0;
+  int64_t place = 0;
 };
 
 struct Heard {
@@ -130,14 +138,26 @@ sockaddr_in server{};
 std::string server_host;
 int poller = -1;
 std::mt19937 random_engine(std::random_device{}());
-uint8_t burst[kBurstSamples];
+std::map<const CodecKind*, std::vector<uint8_t>> silence;  // a payload of it, for those who only listen
+std::map<int, Samples> speech;                             // by rate
+
+// A packet that a bad line holds back.
+struct Held {
+  int64_t at;
+  uint64_t number;  // of two for one moment the first goes first
+  Leg* leg;
+  std::vector<uint8_t> packet;
+  bool operator>(const Held& other) const { return at != other.at ? at > other.at : number > other.number; }
+};
+std::priority_queue<Held, std::vector<Held>, std::greater<Held>> held;
+uint64_t held_count = 0;
 bool measuring = false, bursting = false;
 int64_t measured_from = 0, measured_until = 0;
 std::vector<Heard> heard;
 std::vector<double> setup_ms, send_late_ms;
 std::map<std::string, int> failures;
 double measured_cpu_s = 0;
-long bursts_sent = 0, bursts_unasked = 0, ended_early = 0, rtp_sent = 0;
+long bursts_sent = 0, bursts_dropped = 0, bursts_unasked = 0, ended_early = 0, rtp_sent = 0, rtp_dropped = 0;
 
 // ---------------------------------------------------------------------------- SIP
 
@@ -180,10 +200,11 @@ void sendSip(const Leg& leg, const std::string& message) {
 
 // As telephones do it, with keys beside the audio: a bridge then need not listen for tones.
 std::string sdp(const Leg& leg) {
-  const std::string at = leg.source;
+  const std::string at = leg.source, type = std::to_string(leg.kind->payload_type);
+  const std::string events_hz = std::to_string(leg.kind->clock_hz);  // RFC 4733, 2.1: the clock of the audio
   return "v=0\r\no=- 1 1 IN IP4 " + at + "\r\ns=-\r\nc=IN IP4 " + at + "\r\nt=0 0\r\nm=audio " +
-         std::to_string(leg.rtp_port) + " RTP/AVP 0 101\r\na=rtpmap:0 PCMU/8000\r\na=rtpmap:101 telephone-event/8000\r\n" +
-         "a=fmtp:101 0-15\r\na=ptime:20\r\na=sendrecv\r\n";
+         std::to_string(leg.rtp_port) + " RTP/AVP " + type + " 101\r\na=rtpmap:" + type + " " + leg.kind->rtpmap +
+         "\r\na=rtpmap:101 telephone-event/" + events_hz + "\r\na=fmtp:101 0-15\r\na=ptime:20\r\na=sendrecv\r\n";
 }
 
 std::string inviteUri(const Leg& leg) {
@@ -286,9 +307,8 @@ void handleSip(const std::string& message, int64_t arrived) {
     if (leg.state == State::kInviting) answered(leg, message, arrived);
     else if (!leg.ack.empty()) sendSip(leg, leg.ack);
   } else {
-    Leg refused = leg;
-    refused.to = header(message, "To", 't');
-    sendSip(leg, makeRequest(refused, "ACK", leg.invite_branch));
+    leg.to = header(message, "To", 't');
+    sendSip(leg, makeRequest(leg, "ACK", leg.invite_branch));
     if (leg.state == State::kInviting) over(leg, std::to_string(code));
   }
 }
@@ -307,53 +327,115 @@ void sipTimers(Leg& leg, int64_t now) {
 
 // ---------------------------------------------------------------------------- RTP
 
+void sendNow(const Leg& leg, const uint8_t* packet, size_t size) {
+  sendto(leg.rtp_fd, packet, size, 0, reinterpret_cast<const sockaddr*>(&leg.peer), sizeof leg.peer);
+}
+
+// A frame's payload; where in it a burst begins, in samples of 8 kHz, or -1.
+int fill(Leg& leg, uint8_t* payload, int* place) {
+  *place = -1;
+  const int count = leg.kind->frameSamples();
+  int16_t frame[960] = {};
+  if (leg.said) {
+    const Samples& words = speech.at(leg.kind->rate_hz);
+    const size_t from = size_t(leg.said->placeInSpeech(leg.frames)) * size_t(count / kFrameSamples);
+    memcpy(frame, words.data() + from, size_t(count) * 2);
+  } else if (bursting && leg.speaks && int(leg.frames % kFramesASecond) == leg.burst_frame) {
+    *place = int(random_engine() % (kFrameSamples - kBurstSamples));
+    addBurst(*leg.kind, *place, frame);
+  }
+  // without a state, silence is always the same
+  if (!leg.speaks || (*place < 0 && !leg.said && leg.kind->rate_hz == kRate)) {
+    const std::vector<uint8_t>& same = silence.at(leg.kind);
+    memcpy(payload, same.data(), same.size());
+    return int(same.size());
+  }
+  return leg.codec->encode(frame, payload);
+}
+
 void sendFrame(Leg& leg) {
-  uint8_t packet[12 + kFrameSamples];
+  uint8_t packet[12 + kMaxPayload];
   packet[0] = 0x80;
-  packet[1] = uint8_t(leg.frames == 0 ? 0x80 : 0);
+  packet[1] = uint8_t((leg.frames == 0 ? 0x80 : 0) | leg.kind->payload_type);
   const uint16_t sequence = htons(leg.sequence);
   const uint32_t timestamp = htonl(leg.timestamp), ssrc = htonl(leg.ssrc);
   memcpy(packet + 2, &sequence, 2);
   memcpy(packet + 4, &timestamp, 4);
   memcpy(packet + 8, &ssrc, 4);
-  memset(packet + 12, kSilence, kFrameSamples);
   int place = -1;
-  if (bursting && leg.speaks && int(leg.frames % kFramesASecond) == leg.burst_frame) {
-    place = int(random_engine() % (kFrameSamples - kBurstSamples));
-    memcpy(packet + 12 + place, burst, kBurstSamples);
-  }
+  const size_t size = 12 + size_t(fill(leg, packet + 12, &place));
   const int64_t now = nowNs();
-  sendto(leg.rtp_fd, packet, sizeof packet, 0, reinterpret_cast<sockaddr*>(&leg.peer), sizeof leg.peer);
-  if (place >= 0) {
-    ++bursts_sent;
-    leg.heard_by->burst_onset = now + place * kSample;
+  bool leaves = true;
+  if (!leg.line) {
+    sendNow(leg, packet, size);
+  } else {
+    const std::vector<int64_t> times = leg.line->leave(now);
+    leaves = !times.empty();
+    for (int64_t at : times) held.push({at, held_count++, &leg, {packet, packet + size}});
   }
+  if (place >= 0 && leaves) {
+    for (Leg* listener : leg.listeners) {
+      ++bursts_sent;
+      listener->burst_onset = now + place * kSample;
+    }
+  } else if (place >= 0) {
+    bursts_dropped += long(leg.listeners.size());
+  }
+  if (leg.said) leg.said->sent(leg.frames, now);
   if (measuring) {
+    if (leg.sent_phase_ms < 0) {
+      leg.sent_phase_ms = double(now % kFrame) / kMs;
+      leg.measured_frame = leg.frames;
+    }
     ++rtp_sent;
+    if (!leaves) {
+      ++rtp_dropped;
+      leg.lost_frames.push_back(leg.frames - leg.measured_frame);
+    }
     send_late_ms.push_back(double(now - leg.due) / kMs);
   }
   ++leg.sequence;
   ++leg.frames;
-  leg.timestamp += kFrameSamples;
-  leg.due += kFrame;
+  leg.timestamp += uint32_t(leg.kind->clock_hz / kFramesASecond);
+  leg.due += leg.frame_ns;
 }
 
-void listen(Leg& leg, const uint8_t* payload, int count, uint32_t timestamp, int64_t arrived) {
-  static const uint8_t loud = uint8_t(toUlaw(kHeardPeak) & 0x7f);  // µ-law counts downwards
+void listen(Leg& leg, const int16_t* samples, int count, int64_t place, int64_t arrived) {
   for (int i = 0; i < count; ++i) {
-    if ((payload[i] & 0x7f) > loud) continue;
-    const uint32_t at = timestamp + uint32_t(i);
-    if (leg.deaf && int32_t(at - leg.deaf_until) < 0) continue;
+    if (std::abs(int(samples[i])) < kHeardPeak) continue;
+    const int64_t at = place + i;
+    if (leg.deaf && at < leg.deaf_until) continue;
     leg.deaf = true;
     leg.deaf_until = at + kDeafSamples;
     const int64_t onset = arrived + i * kSample;
     if (leg.burst_onset) {
-      heard.push_back({double(onset - measured_from) / kSecond, double(onset - leg.burst_onset) / kMs, leg.index});
+      heard.push_back({double(onset - measured_from) / kSecond,
+                       double(onset - leg.burst_onset - leg.codec_delay) / kMs, leg.index});
       leg.burst_onset = 0;
     } else if (measuring) {
       ++bursts_unasked;
     }
   }
+}
+
+void record(Leg& leg, const int16_t* samples, int count, int64_t place) {
+  if (!measuring && leg.heard.empty()) return;
+  if (leg.heard.empty()) leg.heard_from = place;
+  const int64_t from = place - leg.heard_from;
+  if (from < 0) return;
+  if (leg.heard.size() < size_t(from + count)) leg.heard.resize(size_t(from + count));
+  std::copy(samples, samples + count, leg.heard.begin() + from);
+}
+
+void hear(Leg& leg, const uint8_t* payload, int bytes, uint32_t timestamp, int64_t arrived) {
+  int16_t samples[kMaxDecoded];
+  const int count = leg.codec->decode(payload, bytes, samples);
+  if (leg.any_heard) leg.place += int32_t(timestamp - leg.last_timestamp) / (leg.kind->clock_hz / kRate);
+  leg.any_heard = true;
+  leg.last_timestamp = timestamp;
+  if (leg.follower) leg.follower->hear(leg.place, samples, count, arrived);
+  else listen(leg, samples, count, leg.place, arrived);
+  if (!options.record.empty()) record(leg, samples, count, leg.place);
 }
 
 void handleRtp(Leg& leg, const uint8_t* packet, int length, int64_t arrived) {
@@ -380,10 +462,10 @@ void handleRtp(Leg& leg, const uint8_t* packet, int length, int64_t arrived) {
     }
     got.last_ns = arrived;
   }
-  if ((packet[1] & 0x7f) != 0) {
+  if ((packet[1] & 0x7f) != leg.kind->payload_type) {
     if (measuring) ++got.other_payloads;
   } else if (leg.listens) {
-    listen(leg, packet + head, length - head, timestamp, arrived);
+    hear(leg, packet + head, length - head, timestamp, arrived);
   }
 }
 
@@ -466,13 +548,24 @@ void runUntil(int64_t deadline, Done done) {
       sendFrame(leg);
       sending.push({leg.due, &leg});
     }
+    for (; !held.empty() && held.top().at <= now; held.pop()) {
+      const Held& packet = held.top();
+      if (packet.leg->state != State::kOver) sendNow(*packet.leg, packet.packet.data(), packet.packet.size());
+    }
     if (now >= receive_at) {
       receive_at = now + kReceiveEvery;
-      for (Leg& leg : legs) sipTimers(leg, now);
+      for (Leg& leg : legs) {
+        sipTimers(leg, now);
+        if (leg.follower && now >= leg.follow_at) {
+          leg.follow_at = now + kFollowEvery;
+          leg.follower->follow();
+        }
+      }
       receiveAll();
       if (now >= deadline || done()) return;
     }
-    const int64_t due = sending.empty() ? receive_at : std::min(receive_at, sending.top().first);
+    int64_t due = sending.empty() ? receive_at : std::min(receive_at, sending.top().first);
+    if (!held.empty()) due = std::min(due, held.top().at);
     const int64_t next = std::max(due, nowNs() + kShortestSleep);
     const timespec until = {time_t(next / kSecond), long(next % kSecond)};
     clock_nanosleep(CLOCK_REALTIME, TIMER_ABSTIME, &until, nullptr);
@@ -510,6 +603,47 @@ void resolve() {
   options.sources.push_back(inet_ntop(AF_INET, &own.sin_addr, text, sizeof text));
 }
 
+Samples readSamples(const std::string& path) {
+  FILE* file = fopen(path.c_str(), "rb");
+  if (!file) fail("cannot read " + path + ": " + strerror(errno));
+  Samples samples(1 << 24);
+  samples.resize(fread(samples.data(), 2, samples.size(), file));
+  fclose(file);
+  return samples;
+}
+
+// What everybody says, and what is heard of it less the codecs' own delay.
+void beginTalk() {
+  std::map<const CodecKind*, int64_t> delay;
+  for (const CodecKind* kind : options.codecs) {
+    if (silence.count(kind)) continue;
+    delay[kind] = codecDelay(*kind);
+    const auto codec = makeCodec(*kind);
+    const std::vector<int16_t> zeros(size_t(kind->frameSamples()));
+    uint8_t payload[kMaxPayload];
+    int bytes = 0;
+    for (int i = 0; i < 10; ++i) bytes = codec->encode(zeros.data(), payload);
+    silence[kind] = {payload, payload + bytes};
+  }
+  if (!options.speech.empty()) {
+    speech[kRate] = {};  // what is heard is held against it, whatever the codecs
+    for (const CodecKind* kind : options.codecs) speech[kind->rate_hz] = {};
+    for (auto& [rate, samples] : speech) {  // 8 kHz is the first
+      samples = readSamples(options.speech + "." + std::to_string(rate) + ".s16");
+      // whole frames, as many at every rate
+      samples.resize(speech[kRate].size() / kFrameSamples * size_t(rate / kFramesASecond));
+    }
+    if (speech[kRate].size() < size_t(kRate)) fail("the speech is shorter than a second");
+  }
+  for (Leg& leg : legs) {
+    // A bridge decodes what the talker has encoded and encodes it again; on a wire that happens once.
+    if (leg.listens) leg.codec_delay = delay[leg.kind] + (options.mode == "wire" ? 0 : delay[leg.talker->kind]);
+    if (options.speech.empty() || !leg.speaks) continue;
+    leg.said = std::make_unique<Said>();
+    leg.said->begin(&speech[kRate], leg.index * 7919);
+  }
+}
+
 void makeLegs() {
   const bool wire = options.mode == "wire", echo = options.mode == "echo";
   legs.resize(size_t(options.calls));
@@ -528,14 +662,21 @@ void makeLegs() {
   }
   for (int i = 0; i < options.calls; ++i) {
     Leg& leg = legs[size_t(i)];
-    const int pair = echo ? i : i / 2;
+    const int room_number = echo ? i : i / options.room_size;
     leg.index = i;
-    leg.source = options.sources[size_t(pair) % options.sources.size()];
-    leg.speaks = echo || i % 2 == 0;
-    leg.listens = echo || i % 2 == 1;
-    leg.heard_by = echo ? &leg : &legs[size_t(i ^ 1)];
+    leg.source = options.sources[size_t(room_number) % options.sources.size()];
+    // not always the first of a room, which has the same codec and drift in all of them
+    leg.talker = echo ? &leg : &legs[size_t(room_number * options.room_size + room_number % options.room_size)];
+    leg.speaks = leg.talker == &leg;
+    leg.listens = echo || !leg.speaks;
+    if (leg.listens) leg.talker->listeners.push_back(&leg);
+    leg.kind = options.codecs[size_t(i) % options.codecs.size()];
+    leg.codec = makeCodec(*leg.kind);
+    // at 100 ppm a frame is 2 microseconds shorter or longer
+    leg.frame_ns = kFrame + int64_t((i % 2 ? options.drift_ppm : -options.drift_ppm) * double(kFrame) / 1e6);
+    if (options.impairment.any()) leg.line = std::make_unique<Line>(options.impairment, options.seed + uint32_t(i));
     char room[16];
-    snprintf(room, sizeof room, "%03d", pair);
+    snprintf(room, sizeof room, "%03d", room_number);
     leg.room = room;
     leg.sip_fd = wire ? -1 : sip_socket_of[leg.source];
     leg.call_id = std::to_string(i) + "-" + hex(20);
@@ -547,7 +688,7 @@ void makeLegs() {
     leg.sequence = uint16_t(random_engine());
     // steps of the golden ratio: any number of callers, and the two of every pair, lie evenly over the 20 ms
     leg.phase = int64_t(std::fmod(i * 0.6180339887498949, 1.0) * double(kFrame));
-    leg.burst_frame = pair % kFramesASecond;
+    leg.burst_frame = room_number % kFramesASecond;
     // RTCP must not come to the next call's RTP, nor be refused: it is let in and left there
     leg.rtcp_fd = socket(AF_INET, SOCK_DGRAM, 0);
     sockaddr_in at{};
@@ -556,12 +697,14 @@ void makeLegs() {
     inet_pton(AF_INET, leg.source.c_str(), &at.sin_addr);
     if (bind(leg.rtcp_fd, reinterpret_cast<sockaddr*>(&at), sizeof at) != 0) fail("cannot bind an RTCP port");
   }
+  beginTalk();
   if (!wire) return;
   const int64_t start = (nowNs() / kFrame + 1) * kFrame;
   for (Leg& leg : legs) {
     leg.peer.sin_family = AF_INET;
-    leg.peer.sin_port = htons(uint16_t(leg.heard_by->rtp_port));
-    inet_pton(AF_INET, leg.heard_by->source.c_str(), &leg.peer.sin_addr);
+    Leg& other = leg.speaks ? *leg.listeners[0] : *leg.talker;
+    leg.peer.sin_port = htons(uint16_t(other.rtp_port));
+    inet_pton(AF_INET, other.source.c_str(), &leg.peer.sin_addr);
     leg.state = State::kUp;
     leg.due = start + leg.phase;
     sending.push({leg.due, &leg});
@@ -587,6 +730,12 @@ void measure() {
   runUntil(nowNs() + int64_t(options.settle_s * double(kSecond)), never);
   for (Leg& leg : legs) leg.got = {};
   measured_from = nowNs();
+  for (Leg& leg : legs) {
+    if (!leg.listens || !leg.talker->said) continue;
+    leg.follower = std::make_unique<Follower>();
+    leg.follower->begin(leg.talker->said.get(), leg.codec_delay, measured_from);
+    leg.follow_at = measured_from + leg.index * kFollowEvery / options.calls;  // not all at once
+  }
   measured_cpu_s = -cpuSeconds();
   measuring = bursting = true;
   tell("measuring");
@@ -595,7 +744,8 @@ void measure() {
   measured_until = nowNs();
   measured_cpu_s += cpuSeconds();
   tell("measured");
-  runUntil(nowNs() + kSecond, never);  // the last bursts arrive
+  // the last bursts arrive, the last words are followed
+  runUntil(nowNs() + (options.speech.empty() ? kSecond : 3 * kSecond), never);
 }
 
 void hangUp() {
@@ -631,6 +781,49 @@ std::vector<double> summary(std::vector<double> values, size_t count) {
   return chosen;
 }
 
+void writeRecording(const Leg& leg) {
+  const std::string path = options.record + "/" + std::to_string(leg.index) + ".s16";
+  FILE* file = fopen(path.c_str(), "wb");
+  if (!file || fwrite(leg.heard.data(), 2, leg.heard.size(), file) != leg.heard.size() || fclose(file)) {
+    fail("cannot write " + path + ": " + strerror(errno));
+  }
+}
+
+void reportSpeech() {
+  printf("\"speech\": [");
+  const char* separator = "";
+  for (const Leg& leg : legs) {
+    if (!leg.follower || !leg.any_heard) continue;
+    const Followed& found = leg.follower->result;
+    const Leg& talker = *leg.talker;
+    printf("%s{\"leg\": %d, \"codec\": \"%s\", \"talker\": %d, \"talker_codec\": \"%s\", \"spoken\": %ld, "
+           "\"damaged\": %ld, \"unmatched\": %ld, ",
+           separator, leg.index, leg.kind->name, talker.index, talker.kind->name, found.spoken, found.damaged,
+           found.unmatched);
+    separator = ", ";
+    std::vector<double> at_s, each_ms, gap_at_s, gap_ms;
+    for (const auto& second : found.seconds) {
+      at_s.push_back(second.at_s);
+      each_ms.push_back(second.delay_ms);
+    }
+    for (const Gap& gap : found.gaps) {
+      gap_at_s.push_back(gap.at_s);
+      gap_ms.push_back(gap.ms);
+    }
+    printNumbers("at_s", at_s);
+    printNumbers("delay_ms", each_ms);
+    printNumbers("delays_ms", summary({found.delays_ms.begin(), found.delays_ms.end()}, 201));
+    printNumbers("gap_at_s", gap_at_s);
+    printNumbers("gap_ms", gap_ms);
+    printf("\"speech_from\": %lld, \"lost_frames\": [",
+           static_cast<long long>(talker.said->placeInSpeech(talker.measured_frame)));
+    for (size_t i = 0; i < talker.lost_frames.size(); ++i) printf("%s%u", i ? ", " : "", talker.lost_frames[i]);
+    printf("]}");
+    if (!options.record.empty()) writeRecording(leg);
+  }
+  printf("], ");
+}
+
 void report(int answered_calls) {
   printf("{\"calls\": %d, \"answered\": %d, \"measured_from\": %.6f, \"measured_s\": %.3f, ", options.calls, answered_calls,
          double(measured_from) / kSecond, double(measured_until - measured_from) / kSecond);
@@ -643,8 +836,15 @@ void report(int answered_calls) {
   printf("}, \"ended_early\": %ld, ", ended_early);
   printNumbers("setup_ms", setup_ms);
   printNumbers("send_late_ms", summary(send_late_ms, 1001));
-  printf("\"bursts_sent\": %ld, \"bursts_unasked\": %ld, \"rtp_sent\": %ld, \"bursts\": [", bursts_sent, bursts_unasked,
-         rtp_sent);
+  std::vector<double> phases_ms;
+  for (const Leg& leg : legs) {
+    if (leg.sent_phase_ms >= 0) phases_ms.push_back(leg.sent_phase_ms);
+  }
+  printNumbers("phases_ms", phases_ms);
+  if (!options.speech.empty()) reportSpeech();
+  printf("\"bursts_sent\": %ld, \"bursts_dropped\": %ld, \"bursts_unasked\": %ld, \"rtp_sent\": %ld, "
+         "\"rtp_dropped\": %ld, \"bursts\": [",
+         bursts_sent, bursts_dropped, bursts_unasked, rtp_sent, rtp_dropped);
   separator = "";
   for (const Heard& h : heard) {
     printf("%s[%.6f, %d, %.3f]", separator, h.at_s, h.leg, h.delay_ms);
@@ -666,26 +866,54 @@ void report(int answered_calls) {
 
 void usage() {
   fail("usage: load [--mode room|echo|wire] [--uri sip:USER{room}@HOST[:PORT]] [--calls N] [--rate CALLS_A_SECOND] "
-       "[--settle SECONDS] [--seconds SECONDS] [--source ADDRESS]... [--rtp-port FIRST]");
+       "[--settle SECONDS] [--seconds SECONDS] [--source ADDRESS]... [--rtp-port FIRST] [--room-size N] "
+       "[--codecs PCMU*5,G722*5,opus] [--drift-ppm PPM] [--loss PERCENT] [--loss-burst MEAN] [--jitter MS] "
+       "[--reorder PERCENT] [--duplicate PERCENT] [--seed N] [--speech PREFIX] [--record FOLDER]");
+}
+
+// "PCMU*5,opus": five of the one, one of the other, and so on in turn.
+void parseCodecs(const std::string& text) {
+  for (size_t at = 0; at <= text.size();) {
+    const size_t end = std::min(text.find(',', at), text.size());
+    const std::string item = text.substr(at, end - at);
+    const size_t star = item.find('*');
+    const int count = star == std::string::npos ? 1 : atoi(item.c_str() + star + 1);
+    for (int i = 0; i < count; ++i) options.codecs.push_back(&codecNamed(item.substr(0, star)));
+    at = end + 1;
+  }
 }
 
 void parse(int count, char** arguments) {
+  Impairment& impairment = options.impairment;
+  const std::map<std::string, double*> numbers = {
+      {"--rate", &options.rate},           {"--settle", &options.settle_s},
+      {"--seconds", &options.measure_s},   {"--drift-ppm", &options.drift_ppm},
+      {"--loss", &impairment.loss_percent}, {"--loss-burst", &impairment.loss_burst},
+      {"--jitter", &impairment.jitter_ms}, {"--reorder", &impairment.reorder_percent},
+      {"--duplicate", &impairment.duplicate_percent}};
   for (int i = 1; i < count; i += 2) {
     const std::string name = arguments[i];
     if (i + 1 == count) usage();
     const char* value = arguments[i + 1];
-    if (name == "--mode") options.mode = value;
+    if (const auto number = numbers.find(name); number != numbers.end()) *number->second = atof(value);
+    else if (name == "--mode") options.mode = value;
     else if (name == "--uri") options.uri = value;
     else if (name == "--calls") options.calls = atoi(value);
-    else if (name == "--rate") options.rate = atof(value);
-    else if (name == "--settle") options.settle_s = atof(value);
-    else if (name == "--seconds") options.measure_s = atof(value);
     else if (name == "--source") options.sources.push_back(value);
     else if (name == "--rtp-port") options.rtp_port = atoi(value);
+    else if (name == "--room-size") options.room_size = atoi(value);
+    else if (name == "--codecs") parseCodecs(value);
+    else if (name == "--seed") options.seed = uint32_t(atoi(value));
+    else if (name == "--speech") options.speech = value;
+    else if (name == "--record") options.record = value;
     else usage();
   }
-  if (options.mode != "room" && options.mode != "echo" && options.mode != "wire") usage();
-  if (options.calls < 1 || options.rate <= 0 || (options.mode != "echo" && options.calls % 2)) usage();
+  if (options.codecs.empty()) options.codecs.push_back(&kCodecs[0]);
+  const bool echo = options.mode == "echo", wire = options.mode == "wire";
+  if (!echo && !wire && options.mode != "room") usage();
+  if (options.calls < 1 || options.rate <= 0 || options.room_size < 2) usage();
+  if (!echo && options.calls % options.room_size) fail("the calls do not fill their rooms");
+  if (wire && options.room_size != 2) fail("a wire has two ends");
 }
 
 }  // namespace
@@ -702,7 +930,6 @@ int main(int count, char** arguments) {
   getrlimit(RLIMIT_NOFILE, &files);
   files.rlim_cur = files.rlim_max;
   setrlimit(RLIMIT_NOFILE, &files);
-  for (int i = 0; i < kBurstSamples; ++i) burst[i] = toUlaw(int(kBurstPeak * std::cos(2 * M_PI * i / 8)));
   poller = epoll_create1(0);
   makeLegs();
   if (options.mode != "wire") setUp();

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sipbridge.loadtest.generator import LoadtestError
+
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 _START_S = 20.0
-_FIRST_RTP_PORT = 20000
 _SETTINGS = """
 [sip]
 listen = ["127.0.0.1:{sip_port}"]
 transports = ["udp"]
-codecs = ["PCMU"]
 max_calls = 1000
 rtp_ports = [20000, 29999]
 
@@ -106,7 +106,7 @@ def _free_port(kind: socket.SocketKind) -> int:
 def serve() -> Iterator[Server]:
     """A server that is ready, until the end of the block."""
     sip_port, http_port = _free_port(socket.SOCK_DGRAM), _free_port(socket.SOCK_STREAM)
-    with tempfile.TemporaryDirectory(prefix="sipbridge-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="sipbridge-load-") as name:
         directory = Path(name)
         config = directory / "sipbridge.toml"
         config.write_text(_SETTINGS.format(sip_port=sip_port, http_port=http_port))
@@ -140,4 +140,4 @@ def _await_ready(process: "subprocess.Popen[bytes]", http_port: int, log: Path) 
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{http_port}/readyz"):
             return
         time.sleep(0.05)
-    raise SystemExit(f"bench: the server did not start:\n{log.read_text()}")
+    raise LoadtestError(f"the bridge under test did not start:\n{log.read_text()}")

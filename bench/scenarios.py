@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What can be measured, by names for the command line."""
+
+import argparse
+import dataclasses
+
+from sipbridge.loadtest.measure import Load
+
+SPEECH_S = 600.0
+MIXED_ROOM = "PCMU*3,PCMA*2,G722*5,opus"  # of eleven
+
+# Each with its arguments and what it means; N has a default where it stands in brackets.
+SCENARIOS = {
+    "room:N": "two calls a room, bursts from one to the other",
+    "echo:N": "calls that hear themselves: the round trip",
+    "mixed[:N]": "rooms of 11 (5 G.711, 5 G.722, 1 Opus; N=110), speech, ±100 ppm, 20 ms jitter",
+    "speech:N": f"two calls a room, speech for {SPEECH_S:g} s, delay by correlation all the time",
+    "jitter:MS[:N]": "the same for --seconds, and each packet up to MS late (N=20)",
+    "loss:PERCENT[:N]": "the same with lost packets, judged by PESQ (N=10)",
+    "wire:N": "no bridge: what the generator itself adds",
+}
+DEFAULT = ["room:2", "room:100", "room:400", "echo:100", "mixed", "jitter:40", "loss:5", "loss:10"]
+PUBLISHED = [*DEFAULT[:3], "room:800", *DEFAULT[3:], "speech:100"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    name: str  # as it was asked for
+    load: Load
+    has_pesq: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> "Scenario":
+        """Raises ArgumentTypeError for what is none of SCENARIOS."""
+        kind, *numbers = text.split(":")
+        try:
+            values = [float(number) for number in numbers]
+            load = _load_of(kind, values)
+        except (ValueError, TypeError):
+            names = ", ".join(SCENARIOS)
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {names}") from None
+        if load.calls < 1 or (load.mode != "echo" and load.calls % load.room_size):
+            raise argparse.ArgumentTypeError(f"{text!r}: the calls have to fill rooms of {load.room_size}")
+        return cls(text, load, has_pesq=kind == "loss")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _load_of(kind: str, values: list[float]) -> Load:
+    match kind, values:
+        case ("room" | "echo" | "wire"), [calls]:
+            return Load(mode=kind, calls=int(calls))
+        case "mixed", [*calls] if len(calls) <= 1:
+            return Load(
+                calls=int(*calls or [110]),
+                room_size=11,
+                codecs=MIXED_ROOM,
+                drift_ppm=100,
+                jitter_ms=20,
+                is_speech=True,
+            )
+        case "speech", [calls]:
+            return Load(calls=int(calls), is_speech=True, seconds=SPEECH_S)
+        case "jitter", [jitter_ms, *calls] if len(calls) <= 1:
+            return Load(calls=int(*calls or [20]), jitter_ms=jitter_ms, is_speech=True)
+        case "loss", [percent, *calls] if len(calls) <= 1:
+            return Load(calls=int(*calls or [10]), loss_percent=percent, is_speech=True)
+    raise ValueError(kind)
