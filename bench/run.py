@@ -24,6 +24,7 @@ from sipbridge.loadtest.measure import Load
 
 RESULTS = Path(__file__).with_name("results")
 QUICK_S = 5.0
+PESQ_S = 10.0  # the least for a piece that PESQ can judge
 PUBLISHED_RESTARTS = 5
 # What the command line changes in any scenario.
 _LINE = {
@@ -48,7 +49,7 @@ def run_once(scenario: Scenario, options: argparse.Namespace) -> dict[str, Any]:
     load = dataclasses.replace(scenario.load, speech_file=options.speech, **changes)
     with tempfile.TemporaryDirectory(prefix="sipbridge-heard-") as folder:
         if scenario.has_pesq:
-            seconds = load.seconds if options.seconds is not None else 3 * load.seconds
+            seconds = 45.0 if options.seconds is None else max(options.seconds, PESQ_S)
             load = dataclasses.replace(load, record=Path(folder), seconds=seconds)
         result = measure.run(load, options.target, options.pid)
         if scenario.has_pesq:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sipbridge.loadtest.generator import LoadtestError
 
 RATES_HZ = (8000, 16_000, 48_000)
-_LEVEL_DBFS = -20.0  # of the whole, as telephones aim at
+_LEVEL_DBFS = -26.0  # of the whole: what ITU-T P.862 is made for
 _TEXT = """
 The train to the coast leaves at a quarter past seven, and it will be full, so book your seats tonight.
 My sister grows tomatoes on her balcony, eleven kinds of them, and every summer she gives half of them away.
