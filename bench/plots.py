@@ -117,10 +117,10 @@ def _histogram(runs: list[dict[str, Any]]) -> str:
         weights = np.full(values.size, 100 / values.size)
         axes.hist(values, edges, weights=weights, color=_BLUE)
         top = axes.get_ylim()[1]
-        for share in (50, 99):
+        for share, height in ((50, 1.0), (99, 0.92)):
             at = float(np.percentile(values, share))
             axes.axvline(at, color=_ORANGE, linewidth=1.2)
-            axes.text(at, top, f" p{share} {at:.0f}", color=_ORANGE, va="top", fontsize=9)
+            axes.text(at, height * top, f" p{share} {at:.1f}", color=_ORANGE, va="top", fontsize=9)
         if (beyond := int(np.sum(values > edges[-1]))) > 0:
             axes.set_xlabel(f"ms ({beyond} of {values.size} beyond the right edge, up to {values.max():.0f})")
     return _svg(figure)
@@ -142,7 +142,7 @@ def _over_time(runs: list[dict[str, Any]]) -> str:
         )
         axes.plot(at * step, p50, color=_BLUE, label="p50")
         axes.plot(at * step, p99, color=_ORANGE, label="p99", linewidth=1)
-        axes.set_ylim(bottom=min(0.0, float(points[:, 1].min())))
+        axes.set_ylim(min(0.0, float(points[:, 1].min())), 1.1 * max(p99))
         axes.legend(frameon=False, fontsize=9, loc="lower right")
     return _svg(figure)
 
@@ -176,13 +176,9 @@ def _size_figures(pooled: list[dict[str, Any]]) -> Iterator[str]:
             return
         figure, axes = _figure(title, "calls", unit)
         for (kind, results), color in zip(series.items(), (_BLUE, _ORANGE, _GREY), strict=False):
-            axes.plot(
-                [result["calls"] for result in results],
-                [value(result) for result in results],
-                marker="o",
-                color=color,
-                label=kind,
-            )
-        axes.set_ylim(bottom=0)
-        axes.legend(frameon=False, fontsize=9)
+            values = [value(result) for result in results]
+            axes.plot([result["calls"] for result in results], values, marker="o", color=color, label=kind)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(0.0, low), 1.15 * high)
+        axes.legend(frameon=False, fontsize=9, loc="upper left")
         yield _svg(figure)
