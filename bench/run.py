@@ -101,9 +101,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=about)
     options = parser.parse_args(arguments)
     if not options.scenarios:
-        options.scenarios = [
-            Scenario.parse(name) for name in (PUBLISHED if options.published else DEFAULT)
-        ]
+        options.scenarios = [Scenario.parse(name) for name in (PUBLISHED if options.published else DEFAULT)]
     if options.restarts is None:
         options.restarts = PUBLISHED_RESTARTS if options.published else 1
     if options.quick and options.seconds is None:

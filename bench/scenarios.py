@@ -49,7 +49,7 @@ class Scenario:
 
 def _load_of(kind: str, values: list[float]) -> Load:
     match kind, values:
-        case ("room" | "echo" | "wire"), [calls]:
+        case (("room" | "echo" | "wire"), [calls]):
             return Load(mode=kind, calls=int(calls))
         case "mixed", [*calls] if len(calls) <= 1:
             return Load(

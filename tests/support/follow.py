@@ -68,15 +68,18 @@ def lay_out(packets: Sequence[Packet], decode: NDArray[np.int16]) -> tuple[Sampl
 def follow(said: Samples, sent_s: Sequence[float], heard: Samples, arrival: NDArray[np.float64]) -> Followed:
     """`sent_s` is when each frame of 20 ms of `said` was sent, `arrival` when each sample of `heard` came."""
     said_f, heard_f = said.astype(np.float64), heard.astype(np.float64)
-    left_s = np.repeat(np.asarray(sent_s), _BLOCK)[: len(said)] + np.tile(
-        np.arange(_BLOCK) / RATE_HZ, len(sent_s)
-    )[: len(said)]
+    left_s = (
+        np.repeat(np.asarray(sent_s), _BLOCK)[: len(said)]
+        + np.tile(np.arange(_BLOCK) / RATE_HZ, len(sent_s))[: len(said)]
+    )
     starts = range(0, len(heard) - _WINDOW + 1, _WINDOW)
     shifts = [_place(said_f, left_s, heard_f, arrival, start) for start in starts]
     pieces: list[Piece] = []
     quiet = np.zeros(len(heard), bool)
     for index, start in enumerate(starts):
-        near = list(dict.fromkeys(s for s in (*shifts[index : index + 2], *shifts[max(0, index - 1) : index]) if s))
+        near = list(
+            dict.fromkeys(s for s in (*shifts[index : index + 2], *shifts[max(0, index - 1) : index]) if s)
+        )
         if not near:
             continue
         for block in range(start, start + _WINDOW, _BLOCK):
@@ -86,7 +89,10 @@ def follow(said: Samples, sent_s: Sequence[float], heard: Samples, arrival: NDAr
                 for slack in range(-_SLACK, _SLACK + 1)
             )
             place = block + found[1]
-            if not 0 <= place - _GAP_STEP <= len(said) - 2 * _BLOCK or _rms(said_f, place, _BLOCK) < _SPOKEN_RMS:
+            if (
+                not 0 <= place - _GAP_STEP <= len(said) - 2 * _BLOCK
+                or _rms(said_f, place, _BLOCK) < _SPOKEN_RMS
+            ):
                 continue
             middle = block + _BLOCK // 2
             at_s = arrival[middle]
