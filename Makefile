@@ -41,7 +41,7 @@ run: setup ## set up and start the bridge (CONFIG=conf/sipbridge.toml)
 
 setup: $(MADE)/runtime $(NATIVE_MADE) ## set up alone: system packages, .venv, pjsua2
 
-test: setup $(MADE)/development $(MADE)/test-packages ## set up and run all tests (ARGS='-k jitter -x')
+test: setup $(MADE)/development $(MADE)/test-packages $(MADE)/bench-packages ## set up and run all tests (ARGS='-k jitter -x')
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(MADE)/development ## style, formatting, types, import contracts
@@ -50,7 +50,7 @@ check: $(MADE)/development ## style, formatting, types, import contracts
 	$(BIN)/mypy --strict sipbridge tests bench
 	$(BIN)/lint-imports
 
-bench: setup ## measure delay, losses, CPU and memory (ARGS='room:100 echo:100 --restarts 5')
+bench: setup $(MADE)/bench $(MADE)/bench-packages ## measure delay, losses, quality, CPU, memory (ARGS='room:100 --restarts 5')
 	@$(BIN)/python -m bench $(ARGS)
 
 clean: ## remove .venv and everything built here
@@ -81,13 +81,24 @@ $(MADE)/runtime: pyproject.toml constraints.txt | $(MADE)/venv
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable .
 	@touch $@
 
-$(MADE)/development: $(MADE)/runtime
+# pesq is compiled as it is installed, with Cython and numpy, which have to be there before.
+$(MADE)/bench: $(MADE)/runtime
+	@echo "installing Python packages for measurements ..."
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt Cython
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[bench]'
+	@touch $@
+
+$(MADE)/development: $(MADE)/bench
 	@echo "installing Python packages for tests and checks ..."
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 $(MADE)/test-packages: $(NATIVE)/build.py | $(MADE)/venv
 	@$(BIN)/python $(NATIVE)/build.py --packages test
+	@touch $@
+
+$(MADE)/bench-packages: bench/packages.py $(MADE)/runtime
+	@$(BIN)/python -m bench.packages
 	@touch $@
 
 $(NATIVE_MADE): $(NATIVE_SOURCES) | $(MADE)/venv

@@ -166,17 +166,17 @@ def _size_figures(pooled: list[dict[str, Any]]) -> Iterator[str]:
         for kind, results in kinds.items()
         if kind in ("room", "echo", "speech") and len({result["calls"] for result in results}) > 1
     }
-    for title, unit, value in (
-        ("CPU", "cores", lambda result: result["server"]["cores"]),
-        ("CPU a call", "% of a core", lambda result: result["server"]["percent_core_a_call"]),
-        ("Memory a call", "MB", lambda result: result["server"]["pss_mb_a_call"]),
-        ("Delay p99", "ms", lambda result: result["delay_ms"]["p99"]),
+    for title, unit, table, key in (
+        ("CPU", "cores", "server", "cores"),
+        ("CPU a call", "% of a core", "server", "percent_core_a_call"),
+        ("Memory a call", "MB", "server", "pss_mb_a_call"),
+        ("Delay p99", "ms", "delay_ms", "p99"),
     ):
         if not series:
             return
         figure, axes = _figure(title, "calls", unit)
         for (kind, results), color in zip(series.items(), (_BLUE, _ORANGE, _GREY), strict=False):
-            values = [value(result) for result in results]
+            values = [result[table][key] for result in results]
             axes.plot([result["calls"] for result in results], values, marker="o", color=color, label=kind)
         low, high = axes.get_ylim()
         axes.set_ylim(min(0.0, low), 1.15 * high)

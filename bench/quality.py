@@ -24,7 +24,8 @@ def g711(samples: Samples) -> Samples:
     exponent = np.floor(np.log2(biased)).astype(np.int32) - 7
     step = 8 << exponent
     magnitude = biased // step * step + step // 2 - 132
-    return np.where(linear < 0, -magnitude, magnitude).astype(np.int16)
+    heard: Samples = np.where(linear < 0, -magnitude, magnitude).astype(np.int16)
+    return heard
 
 
 def conceal(samples: Samples, lost: list[int]) -> Samples:
@@ -91,8 +92,8 @@ def mean_pesq(said: Samples, heard: Samples) -> float | None:
 def compare(said: Samples, heard: Samples, lost: list[int]) -> dict[str, float] | None:
     """PESQ of `heard`, and of the codec alone: `said` with these frames of it lost.
 
-    `said` begins with the first frame sent in the measured time, to which `lost` counts; `heard` is what came in
-    the same time, later by the bridge's delay. None when nothing can be said.
+    `said` begins with the first frame sent in the measured time, from which `lost` counts; `heard` is what
+    came in the same time, later by the bridge's delay. None when nothing can be said.
     """
     lag = alignment(said[: 12 * RATE_HZ], heard[: 12 * RATE_HZ])
     if not -RATE_HZ < lag < RATE_HZ:

@@ -17,8 +17,8 @@ HEAD = (
 def lines(result: dict[str, Any]) -> Iterator[str]:
     """A line below HEAD, and more where there is more to tell.
 
-    `late` is how late the generator itself sent (p99, ms), `other` how many cores were busy with neither of both:
-    with more than a little of either, a run says nothing.
+    `late` is how late the generator itself sent (p99, ms), `other` how many cores were busy with neither of
+    both: with more than a little of either, a run says nothing.
     """
 
     def many(values: dict[str, float], names: str) -> str:
@@ -42,9 +42,9 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     )
     if speech:
         yield (
-            f"             speech: {speech['damaged_percent']} % damaged, {speech['gaps_over_40_ms']} gaps over "
-            f"40 ms (longest {speech['longest_gap_ms']:.0f} ms), delay changed by {speech['slope_ms']} ms "
-            f"(most: {speech['steepest_slope_ms']} ms)"
+            f"             speech: {speech['damaged_percent']} % damaged, {speech['gaps_over_40_ms']} gaps "
+            f"over 40 ms (longest {speech['longest_gap_ms']:.0f} ms), delay changed by "
+            f"{speech['slope_ms']} ms (most: {speech['steepest_slope_ms']} ms)"
         )
     if result.get("pesq", {}).get("listeners"):
         pesq = result["pesq"]
@@ -116,7 +116,7 @@ def _pool_speech(parts: list[dict[str, Any]]) -> dict[str, Any]:
         "damaged_percent": round(damaged / spoken_s, 3) if spoken_s else 0.0,
         "longest_gap_ms": max(part["longest_gap_ms"] for part in parts),
         "slope_ms": round(float(np.median([part["slope_ms"] for part in parts])), 3),
-        "steepest_slope_ms": max((part["steepest_slope_ms"] for part in parts), key=abs),
+        "steepest_slope_ms": max((part["steepest_slope_ms"] for part in parts), key=lambda slope: abs(slope)),
     }
 
 

@@ -41,6 +41,7 @@ from sipbridge.routing import join_host_port, match_rule, match_trunk, split_hos
 
 if TYPE_CHECKING:  # loading it loads the SIP engine, which most commands have no use for
     from sipbridge.app import App
+    from sipbridge.loadtest.capacity import Step
 
 POLL_S = 0.25  # how often a dial looks at its call
 SETUP_POLL_S = 0.05  # until the answer: some let it ring for the blink of an eye
@@ -741,6 +742,91 @@ def rooms(api: ApiOption = None, as_json: JsonOption = False) -> None:
             return
         rows = [(room.name, f"{room.rate_hz} Hz", " ".join(room.members)) for room in found]
         typer.echo(_table(("ROOM", "RATE", "CALLS"), rows) if rows else "no rooms")
+
+
+@cli.command()
+def bench(
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="A bridge that runs, as in 'sip:bench{room}@192.0.2.1'; two calls meet in each {room}. "
+            "Without it: one of its own on this machine.",
+        ),
+    ] = None,
+    max_calls: Annotated[int, typer.Option(min=2, max=1000, help="Try no more than so many.")] = 800,
+    seconds: Annotated[float, typer.Option(min=1, help="Measure so long with each number of calls.")] = 10.0,
+    p99_limit: Annotated[
+        float, typer.Option(metavar="MS", help="The delay that 99 of 100 sounds may have.")
+    ] = 60.0,
+    rtp_port: Annotated[
+        int, typer.Option(metavar="PORT", min=1024, max=65000, help="The callers' first; two for each.")
+    ] = 12000,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how many calls this machine carries before quality falls.
+
+    Calls a bridge with more and more telephones of its own, in G.711, and listens for what they say. It
+    stops where something is lost, not heard or late. The callers run on this machine too and take their
+    share of it, about a tenth of a core for 100 calls. The first time it compiles them (g++).
+
+    \b
+    sipbridge bench
+    sipbridge bench --max-calls 200 --json
+    sipbridge bench --target 'sip:bench{room}@192.0.2.1:5060'
+
+    Exit code: 0 when any number of calls was good, 1 when none was or it could not be measured.
+    """
+    from sipbridge.loadtest import capacity
+    from sipbridge.loadtest.measure import Load, machine
+
+    with _errors_shown():
+        _raise_open_files(4 * max_calls + 200)
+        rate = _OWN_RATE if target is None else _OTHER_RATE
+        about = machine()
+        if not as_json:
+            typer.echo(f"{about['cpu']}, {about['cores']} cores, Linux {about['kernel']}")
+            typer.echo(_BENCH_HEAD)
+        steps = capacity.measure(
+            capacity.sizes_to(max_calls),
+            load=Load(seconds=seconds, rtp_port=rtp_port, rate=rate),
+            p99_limit_ms=p99_limit,
+            target=target,
+            show=lambda step: None if as_json else _show_step(step),
+        )
+    good = max((step.calls for step in steps if not step.problems), default=0)
+    if as_json:
+        _print_json(
+            {"machine": about, "target": target, "calls": good, "steps": [step.as_json() for step in steps]}
+        )
+    elif not good:
+        typer.echo("Not even the smallest number of calls was good.")
+    elif steps[-1].problems:
+        typer.echo(f"This machine carries {good} calls; at {steps[-1].calls} quality falls.")
+    else:
+        typer.echo(f"This machine carries {good} calls, and maybe more: --max-calls.")
+    if not good:
+        raise typer.Exit(1)
+
+
+# Calls a second. Bridges limit what comes from one address, and against another bridge all callers have one.
+_OWN_RATE, _OTHER_RATE = 40.0, 10.0
+_BENCH_HEAD = (
+    f"{'CALLS':>5}  {'DELAY MS P50':>12}  {'P99':>5}  {'SET-UP P95':>10}  {'% CORE/CALL':>11}  MB/CALL"
+)
+
+
+def _show_step(step: "Step") -> None:
+    def number(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    delay, setup = step.delay_ms, step.setup_ms
+    typer.echo(
+        f"{step.calls:>5}  {number(delay.get('p50'), 1):>12}  {number(delay.get('p99'), 1):>5}  "
+        f"{number(setup.get('p95'), 1):>10}  {number(step.percent_core_a_call, 3):>11}  "
+        f"{number(step.mb_a_call, 2):>7}  {'; '.join(step.problems) or 'good'}"
+    )
+    sys.stdout.flush()
 
 
 @cli.command()

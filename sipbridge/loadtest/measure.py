@@ -156,7 +156,7 @@ def summarize(load: Load, raw: dict[str, Any], usage: Mapping[str, Usage]) -> di
             "sent": raw["rtp_sent"],
             "dropped": raw["rtp_dropped"],
             "received": sum(leg["packets"] for leg in received),
-            "lost": sum(leg["expected"] - leg["packets"] + leg["late_or_twice"] for leg in received),
+            "lost": sum(leg["expected"] - leg["packets"] + leg["twice"] for leg in received),
             "late_or_twice": sum(leg["late_or_twice"] for leg in received),
             "gaps_over_40_ms": sum(leg["gaps_over_40_ms"] for leg in received),
             "longest_gap_ms": max((leg["longest_gap_ms"] for leg in received), default=0.0),
@@ -184,7 +184,10 @@ def summarize(load: Load, raw: dict[str, Any], usage: Mapping[str, Usage]) -> di
 
 
 def _speech_summary(pairs: list[dict[str, Any]], calls: int) -> dict[str, Any]:
-    slopes = [_slope_ms(pair["at_s"], pair["delay_ms"]) for pair in pairs if len(pair["at_s"]) >= 8]
+    slopes: list[float] = [
+        _slope_ms(pair["at_s"], pair["delay_ms"]) for pair in pairs if len(pair["at_s"]) >= 8
+    ]
+    steepest: float = max(slopes, key=abs, default=0.0)
     # Opus changes the waveform of hisses: there a piece that fits nowhere says nothing
     exact = [pair for pair in pairs if "opus" not in (pair["codec"], pair["talker_codec"])]
     spoken = sum(pair["spoken"] for pair in exact)
@@ -199,7 +202,7 @@ def _speech_summary(pairs: list[dict[str, Any]], calls: int) -> dict[str, Any]:
         "longest_gap_ms": max((gap for pair in pairs for gap in pair["gap_ms"]), default=0.0),
         # how much the delay of one listener has changed over the run, by a straight line through it
         "slope_ms": round(float(np.median(slopes)), 3) if slopes else 0.0,
-        "steepest_slope_ms": round(max(slopes, key=abs), 3) if slopes else 0.0,
+        "steepest_slope_ms": round(steepest, 3),
     }
 
 

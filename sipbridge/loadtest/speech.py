@@ -23,7 +23,7 @@ My sister grows tomatoes on her balcony, eleven kinds of them, and every summer 
 Could you read me the number again, please, more slowly this time? I have a pencil now.
 When the bridge was opened, a brass band marched across it in the rain, and nobody went home early.
 We have looked through all the boxes in the cellar and found the old camera, two maps, and a broken umbrella.
-Turn left behind the bakery, follow the river for about a mile, and you will see a yellow house with a red door.
+Turn left behind the bakery, follow the river for about a mile, and look out for a house with a red door.
 """
 
 

@@ -2,6 +2,7 @@
 """What became of speech on its way, piece by piece: where it is heard, how late, and what is missing."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -120,7 +121,7 @@ def _place(
     arrival: NDArray[np.float64],
     start: int,
 ) -> int | None:
-    """How much must be added to a place in `heard` to have that in `said`, for the half second from `start` on."""
+    """What has to be added to a place in `heard` to have that in `said`; for half a second from `start`."""
     window = heard[start : start + _WINDOW]
     known = arrival[start : start + _WINDOW]
     if np.isnan(known).all() or not np.any(window):
@@ -133,7 +134,7 @@ def _place(
         return None
     size = 1 << int(np.ceil(np.log2(len(region) + _WINDOW)))
     product = np.fft.irfft(np.fft.rfft(region, size) * np.conj(np.fft.rfft(window, size)))
-    product = product[: len(region) - _WINDOW + 1]
+    product = np.asarray(product[: len(region) - _WINDOW + 1], np.float64)
     energy = np.concatenate(([0.0], np.cumsum(region**2)))
     power = energy[_WINDOW:] - energy[:-_WINDOW]
     fits = product / np.sqrt(np.maximum(power * np.sum(window**2), 1.0))
@@ -145,7 +146,7 @@ def _fit(said: NDArray[np.float64], heard: NDArray[np.float64], block: int, shif
     if not 0 <= block + shift <= len(said) - _BLOCK:
         return 0.0
     a, b = heard[block : block + _BLOCK], said[block + shift : block + shift + _BLOCK]
-    return float(a @ b / np.sqrt(max((a @ a) * (b @ b), 1.0)))
+    return float(a @ b) / math.sqrt(max(float(a @ a) * float(b @ b), 1.0))
 
 
 def _rms(samples: NDArray[np.float64], start: int, count: int) -> float:
