@@ -83,7 +83,7 @@ def run(load: Load, target: str | None = None, pid: int | None = None) -> dict[s
     """One run of the load; against a bridge of its own unless `target` names one.
 
     `target` is a SIP URI, with {room} where each room has a name of its own; `pid` is that bridge's process,
-    where it runs on this machine.
+    where it runs on this machine. Raises LoadtestError when no call is answered.
     """
     if load.mode == "wire":
         return summarize(load, _generate(load, [], {}), {})
@@ -113,7 +113,11 @@ def _run_on(server: Server, load: Load) -> dict[str, Any]:
 
 
 def _generate(load: Load, way: Iterable[str], moments: Mapping[str, Callable[[], None]]) -> dict[str, Any]:
-    return generator.run([*load.arguments(), *way], moments, codecs=load.codec_names)
+    raw = generator.run([*load.arguments(), *way], moments, codecs=load.codec_names)
+    if not raw["answered"]:
+        reasons = ", ".join(f"{count} times {code}" for code, count in raw["failures"].items())
+        raise generator.LoadtestError(f"of {load.calls} calls none was answered: {reasons}")
+    return raw
 
 
 def _moments(pid: int | None, usage: dict[str, Usage]) -> dict[str, Callable[[], None]]:
