@@ -49,7 +49,7 @@ constexpr int kDeafSamples = 800;          // after an onset: the rest of the sa
 constexpr int kFramesASecond = 50;
 constexpr int64_t kT1 = 500 * kMs, kGiveUp = 32 * kSecond;  // RFC 3261, 17.1.1.2
 constexpr int64_t kGap = 40 * kMs;
-constexpr int64_t kShortestSleep = 2 * kMs / 5;  // what is due within it is sent together
+constexpr int64_t kShortestSleep = 4 * kMs / 5;  // what is due within it is sent together
 constexpr int64_t kReceiveEvery = 2 * kMs;
 constexpr int64_t kFollowEvery = 250 * kMs;
 
