@@ -71,7 +71,9 @@ class Talk:
 
     def follow(self, since_s: float = 1.0, until_s: float = SPEECH_S - 0.5) -> Followed:
         """What became of it between these seconds after its beginning."""
-        return self._followed.between(self.began_s + since_s, self.began_s + until_s)
+        found = self._followed.between(self.began_s + since_s, self.began_s + until_s)
+        assert len(found.pieces) > 10 * (until_s - since_s), "too little was heard to tell"
+        return found
 
     @functools.cached_property
     def _followed(self) -> Followed:

@@ -78,9 +78,8 @@ def follow(said: Samples, sent_s: Sequence[float], heard: Samples, arrival: NDAr
     pieces: list[Piece] = []
     quiet = np.zeros(len(heard), bool)
     for index, start in enumerate(starts):
-        near = list(
-            dict.fromkeys(s for s in (*shifts[index : index + 2], *shifts[max(0, index - 1) : index]) if s)
-        )
+        known_near = (*shifts[index : index + 2], *shifts[max(0, index - 1) : index])
+        near = list(dict.fromkeys(shift for shift in known_near if shift is not None))
         if not near:
             continue
         for block in range(start, start + _WINDOW, _BLOCK):
