@@ -6,6 +6,7 @@
 #include "rtp_sockets.hpp"
 
 #include <pjmedia/null_port.h>
+#include <pjmedia/transport_srtp.h>
 #include <pjsua-lib/pjsua.h>
 #include <pjsua-lib/pjsua_internal.h>
 
@@ -137,9 +138,15 @@ void BridgeCall::setMediaSources(const std::vector<std::string>& networks, const
 }
 
 void BridgeCall::onCreateMediaTransport(pj::OnCreateMediaTransportParam& prm) {
-  if (!prm.mediaTp) return;
-  auto* sockets = RtpReceiver::overSocketsOf(static_cast<pjmedia_transport*>(prm.mediaTp), engine_.receiver());
-  prm.mediaTp = createMediaGuard(sockets, sources_);
+  auto* transport = static_cast<pjmedia_transport*>(prm.mediaTp);
+  if (!transport) return;
+  // pjsua puts SRTP over every transport, also where it is not used; it has the type of what is below it
+  pjmedia_transport_info info;
+  pjmedia_transport_info_init(&info);
+  const bool known = pjmedia_transport_get_info(transport, &info) == PJ_SUCCESS;
+  const bool srtp = known && pjmedia_transport_info_get_spc_info(&info, PJMEDIA_TRANSPORT_TYPE_SRTP);
+  engine_.receiver()->takeOver(srtp ? pjmedia_transport_srtp_get_member(transport) : transport);
+  prm.mediaTp = createMediaGuard(transport, sources_);
 }
 
 void BridgeCall::onStreamCreated(pj::OnStreamCreatedParam& prm) {

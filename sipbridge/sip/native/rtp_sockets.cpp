@@ -61,22 +61,17 @@ struct RtpReceiver::Buffers {
   }
 };
 
-// Lives as long as the group lock of the transport below, like that one.
-class RtpSockets final : public pjmedia_transport {
+// Stands behind the operations of pjmedia's UDP transport, and lives as long as its group lock.
+class RtpSockets {
  public:
-  RtpSockets(pjmedia_transport* below, const pjmedia_sock_info& sockets, std::shared_ptr<RtpReceiver> receiver)
-      : pjmedia_transport(),
-        below_(below),
-        receiver_(std::move(receiver)),
+  RtpSockets(pjmedia_transport* transport, const pjmedia_sock_info& sockets, std::shared_ptr<RtpReceiver> receiver)
+      : receiver_(std::move(receiver)),
         rtp_{int(sockets.rtp_sock), this, false},
-        rtcp_{int(sockets.rtcp_sock), this, true} {
-    pj_ansi_snprintf(name, sizeof name, "rtp%p", static_cast<void*>(this));
-    type = PJMEDIA_TRANSPORT_TYPE_UDP;
-    op = &operations_;
-    grp_lock = below->grp_lock;
-    if (!grp_lock) return;
-    pj_grp_lock_add_ref(grp_lock);
-    pj_grp_lock_add_handler(grp_lock, nullptr, this, [](void* self) { delete static_cast<RtpSockets*>(self); });
+        rtcp_{int(sockets.rtcp_sock), this, true},
+        theirs_(*transport->op),
+        ours_(*this, *transport->op) {
+    transport->op = &ours_;
+    pj_grp_lock_add_handler(transport->grp_lock, nullptr, this, [](void* self) { delete static_cast<RtpSockets*>(self); });
   }
 
   // In receive().
@@ -95,12 +90,19 @@ class RtpSockets final : public pjmedia_transport {
   }
 
  private:
-  static RtpSockets& of(pjmedia_transport* transport) { return *static_cast<RtpSockets*>(transport); }
+  // What is done with the transport, and who does it.
+  struct Operations : pjmedia_transport_op {
+    RtpSockets& sockets;
+    Operations(RtpSockets& sockets, const pjmedia_transport_op& theirs);
+  };
+
+  static RtpSockets& of(pjmedia_transport* transport) { return static_cast<Operations*>(transport->op)->sockets; }
 
   pj_status_t attach(const pjmedia_transport_attach_param& stream) {
     detach();
     stream_ = stream;
     rtp_to_ = stream.rem_addr;
+    rtcp_to_ = stream.rem_rtcp;
     multiplexed_ = pj_sockaddr_has_addr(&stream.rem_rtcp) && pj_sockaddr_cmp(&stream.rem_addr, &stream.rem_rtcp) == 0;
     receiver_->add(rtp_);
     receiver_->add(rtcp_);
@@ -112,61 +114,45 @@ class RtpSockets final : public pjmedia_transport {
     receiver_->remove(rtcp_);
   }
 
-  pj_status_t destroy() {
-    detach();
-    pjmedia_transport_close(below_);
-    if (grp_lock) {
-      pj_grp_lock_dec_ref(grp_lock);
-    } else {
-      delete this;
-    }
-    return PJ_SUCCESS;
-  }
-
-  void getInfo(pjmedia_transport_info* info) {
-    info->src_rtp_name = rtp_source_;
-    info->src_rtcp_name = rtcp_source_;
-  }
-
-  static pjmedia_transport_op operations_;
-
-  pjmedia_transport* const below_;
   const std::shared_ptr<RtpReceiver> receiver_;
   RtpReceiver::Socket rtp_, rtcp_;
+  const pjmedia_transport_op theirs_;
+  Operations ours_;
   pjmedia_transport_attach_param stream_{};
   bool multiplexed_ = false;
-  pj_sockaddr rtp_to_{}, rtp_source_{}, rtcp_source_{};
+  pj_sockaddr rtp_to_{}, rtcp_to_{}, rtp_source_{}, rtcp_source_{};
 };
 
-pjmedia_transport_op RtpSockets::operations_ = {
-    [](pjmedia_transport* self, pjmedia_transport_info* info) {
-      const pj_status_t status = pjmedia_transport_get_info(of(self).below_, info);
-      of(self).getInfo(info);
-      return status;
-    },
-    nullptr,  // attach2 has taken its place
-    [](pjmedia_transport* self, void*) { of(self).detach(); },
-    [](pjmedia_transport* self, const void* packet, pj_size_t size) {
-      return sendTo(of(self).rtp_.fd, of(self).rtp_to_, packet, size);
-    },
-    nullptr,  // send_rtcp2 says where to
-    [](pjmedia_transport* self, const pj_sockaddr_t* to, unsigned, const void* packet, pj_size_t size) {
-      RtpSockets& sockets = of(self);
-      return sendTo(sockets.multiplexed_ ? sockets.rtp_.fd : sockets.rtcp_.fd, *static_cast<const pj_sockaddr*>(to), packet, size);
-    },
-    [](pjmedia_transport* self, pj_pool_t* pool, unsigned options, const pjmedia_sdp_session* remote,
-       unsigned index) { return pjmedia_transport_media_create(of(self).below_, pool, options, remote, index); },
-    [](pjmedia_transport* self, pj_pool_t* pool, pjmedia_sdp_session* local, const pjmedia_sdp_session* remote,
-       unsigned index) { return pjmedia_transport_encode_sdp(of(self).below_, pool, local, remote, index); },
-    // pjmedia's own reading is never begun
-    [](pjmedia_transport*, pj_pool_t*, const pjmedia_sdp_session*, const pjmedia_sdp_session*, unsigned) {
-      return pj_status_t(PJ_SUCCESS);
-    },
-    [](pjmedia_transport*) { return pj_status_t(PJ_SUCCESS); },
-    [](pjmedia_transport*, pjmedia_dir, unsigned) { return pj_status_t(PJ_ENOTSUP); },
-    [](pjmedia_transport* self) { return of(self).destroy(); },
-    [](pjmedia_transport* self, pjmedia_transport_attach_param* stream) { return of(self).attach(*stream); },
-};
+RtpSockets::Operations::Operations(RtpSockets& sockets, const pjmedia_transport_op& theirs)
+    : pjmedia_transport_op(theirs), sockets(sockets) {
+  get_info = [](pjmedia_transport* self, pjmedia_transport_info* info) {
+    const pj_status_t status = of(self).theirs_.get_info(self, info);
+    info->src_rtp_name = of(self).rtp_source_;
+    info->src_rtcp_name = of(self).rtcp_source_;
+    return status;
+  };
+  attach2 = [](pjmedia_transport* self, pjmedia_transport_attach_param* stream) { return of(self).attach(*stream); };
+  detach = [](pjmedia_transport* self, void*) { of(self).detach(); };
+  send_rtp = [](pjmedia_transport* self, const void* packet, pj_size_t size) {
+    return sendTo(of(self).rtp_.fd, of(self).rtp_to_, packet, size);
+  };
+  send_rtcp = [](pjmedia_transport* self, const void* packet, pj_size_t size) {
+    return self->op->send_rtcp2(self, &of(self).rtcp_to_, unsigned(pj_sockaddr_get_len(&of(self).rtcp_to_)), packet, size);
+  };
+  send_rtcp2 = [](pjmedia_transport* self, const pj_sockaddr_t* to, unsigned, const void* packet, pj_size_t size) {
+    RtpSockets& sockets = of(self);
+    return sendTo(sockets.multiplexed_ ? sockets.rtp_.fd : sockets.rtcp_.fd, *static_cast<const pj_sockaddr*>(to), packet, size);
+  };
+  // pjmedia's own reading is never begun
+  media_start = [](pjmedia_transport*, pj_pool_t*, const pjmedia_sdp_session*, const pjmedia_sdp_session*, unsigned) {
+    return pj_status_t(PJ_SUCCESS);
+  };
+  media_stop = [](pjmedia_transport*) { return pj_status_t(PJ_SUCCESS); };
+  destroy = [](pjmedia_transport* self) {
+    of(self).detach();
+    return of(self).theirs_.destroy(self);
+  };
+}
 
 RtpReceiver::RtpReceiver() : epoll_(epoll_create1(EPOLL_CLOEXEC)), buffers_(std::make_unique<Buffers>()) {}
 
@@ -212,9 +198,10 @@ void RtpReceiver::read(Socket& socket) {
   }
 }
 
-pjmedia_transport* RtpReceiver::overSocketsOf(pjmedia_transport* below, std::shared_ptr<RtpReceiver> receiver) {
+void RtpReceiver::takeOver(pjmedia_transport* transport) {
   pjmedia_transport_info info;
   pjmedia_transport_info_init(&info);
-  if (pjmedia_transport_get_info(below, &info) != PJ_SUCCESS || info.sock_info.rtp_sock == PJ_INVALID_SOCKET) return below;
-  return new RtpSockets(below, info.sock_info, std::move(receiver));
+  if (!transport->grp_lock || pjmedia_transport_get_info(transport, &info) != PJ_SUCCESS) return;
+  if (info.sock_info.rtp_sock == PJ_INVALID_SOCKET) return;
+  new RtpSockets(transport, info.sock_info, shared_from_this());
 }

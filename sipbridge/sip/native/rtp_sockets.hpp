@@ -8,7 +8,7 @@
 #include <pjmedia/transport.h>
 
 // Thread: receive() on the clock's, the rest on the SIP thread. Callbacks run inside of receive().
-class RtpReceiver {
+class RtpReceiver : public std::enable_shared_from_this<RtpReceiver> {
  public:
   RtpReceiver();
   ~RtpReceiver();
@@ -17,9 +17,9 @@ class RtpReceiver {
   // left waits for the next tick, and the system drops what is too much. So a flood at one call holds up no other.
   void receive();
 
-  // Takes the place of pjmedia's own sending and receiving over the sockets of `below`, a UDP transport, which is closed
-  // with it. `below` itself where it has no sockets.
-  static pjmedia_transport* overSocketsOf(pjmedia_transport* below, std::shared_ptr<RtpReceiver> receiver);
+  // From now on sending and receiving over the sockets of this UDP transport of pjmedia is ours; the rest of it, and its
+  // place under SRTP, stay as they are. It may have no sockets, then nothing is done.
+  void takeOver(pjmedia_transport* transport);
 
  private:
   friend class RtpSockets;

@@ -100,12 +100,15 @@ struct Stream {
 };
 
 struct World {
-  std::shared_ptr<RtpReceiver> receiver = std::make_shared<RtpReceiver>();
+  std::shared_ptr<RtpReceiver> receiver;
   Below below;
-  pjmedia_transport* transport = RtpReceiver::overSocketsOf(&below, receiver);
+  pjmedia_transport* transport = &below;
   Udp phone, phone_rtcp;
   Stream stream;
 
+  explicit World(std::shared_ptr<RtpReceiver> with = std::make_shared<RtpReceiver>()) : receiver(std::move(with)) {
+    receiver->takeOver(transport);
+  }
   ~World() {
     pjmedia_transport_close(transport);
     CHECK(below.closed == 1);
@@ -164,12 +167,7 @@ void rtcpOnThePortOfRtpIsToldApart() {
 }
 
 void floodAtOneHoldsUpNoOther() {
-  World flooded, other;
-  other.transport->op->destroy(other.transport);  // over the same receiver
-  other.below.closed = 0;
-  pj_grp_lock_create(other.below.pool, nullptr, &other.below.grp_lock);
-  pj_grp_lock_add_ref(other.below.grp_lock);
-  other.transport = RtpReceiver::overSocketsOf(&other.below, flooded.receiver);
+  World flooded, other(flooded.receiver);
   flooded.attach();
   other.attach();
   for (int i = 0; i < 150; ++i) flooded.phone.send(flooded.below.rtp, "flood");
@@ -208,14 +206,20 @@ void nothingComesAfterDetach() {
 }
 
 void transportWithoutSocketsStaysAsItIs() {
-  struct None : pjmedia_transport {
-    None() : pjmedia_transport() {
-      static pjmedia_transport_op operations{};
-      operations.get_info = [](pjmedia_transport*, pjmedia_transport_info*) { return pj_status_t(PJ_SUCCESS); };
-      op = &operations;
-    }
-  } none;
-  CHECK(RtpReceiver::overSocketsOf(&none, std::make_shared<RtpReceiver>()) == &none);
+  pj_pool_t* pool = pj_pool_create(&pools.factory, "none", 512, 512, nullptr);
+  pjmedia_transport_op operations{};
+  operations.get_info = [](pjmedia_transport*, pjmedia_transport_info*) { return pj_status_t(PJ_SUCCESS); };
+  pjmedia_transport none{};
+  none.op = &operations;
+  const auto receiver = std::make_shared<RtpReceiver>();
+  receiver->takeOver(&none);
+  CHECK(none.op == &operations);
+  pj_grp_lock_create(pool, nullptr, &none.grp_lock);
+  pj_grp_lock_add_ref(none.grp_lock);
+  receiver->takeOver(&none);
+  CHECK(none.op == &operations);
+  pj_grp_lock_dec_ref(none.grp_lock);
+  pj_pool_release(pool);
 }
 
 }  // namespace
