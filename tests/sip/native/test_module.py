@@ -103,7 +103,7 @@ class Media(threading.Thread):
             if self.ids != ids:
                 ids = list(self.ids)
                 rates_hz = np.zeros(len(ids), np.int32)
-                self._bank.layout(np.array(ids, np.int32), rates_hz)
+                self._bank.layout(np.array(ids, np.int32), rates_hz, np.zeros(0, np.int32))
                 matrix = np.zeros((len(ids), TICK_SAMPLES), np.int16)
             for _ in range(now - last):
                 self._bank.read(matrix)
@@ -149,13 +149,20 @@ def test_arguments_that_are_no_arrays_are_refused() -> None:
     ids, rates_hz = np.ones(2, np.int32), np.zeros(2, np.int32)
     read_only = np.zeros(2, np.int32)
     read_only.flags.writeable = False
-    for arguments in (("x", rates_hz), (ids, None), (ids, read_only), (ids[::-1], rates_hz)):
+    none = np.zeros(0, np.int32)
+    for arguments in (
+        ("x", rates_hz, none),
+        (ids, None, none),
+        (ids, read_only, none),
+        (ids[::-1], rates_hz, none),
+        (ids, rates_hz, None),
+    ):
         try:
             bank.layout(*arguments)
         except (TypeError, BufferError, ValueError):
             continue
         raise AssertionError(f"taken: {arguments}")
-    bank.layout(ids, rates_hz)
+    bank.layout(ids, rates_hz, none)
 
 
 def look_at_endpoint(engine: pj.Engine) -> tuple[str, set[str], int]:
@@ -287,7 +294,7 @@ def churn_ports(engine: pj.Engine) -> dict[str, int]:
         if number % 10 == 0:
             kept[0].startTransmit(on_the_bridge(port))
         port.write(np.zeros(160, np.int16))
-        port.mark(1)
+        engine.bank().mark(port.id(), 1)
         port.close()
         del port
         if number % 100 == 0:
