@@ -153,11 +153,13 @@ void Clock::handOn(Leg& leg) {
     return;
   }
   const size_t count = leg.frame.size();
-  if (!leg.slot.takes(now_ns_, leg.came, leg.port->captureDepth(), count)) return;
-  const auto listener = leg.port->takeWhole(leg.frame.data(), count, leg.slot.waitedTicks() * double(tick_ms_));
-  if (!listener || !listener->write(leg.frame.data(), count, leg.port->rateHz())) return;
-  const auto to = leg_of_.find(listener.get());
-  if (to != leg_of_.end() && to->second->frame.size() == count) sendNow(*to->second);
+  leg.slot.arrived(leg.came);
+  while (leg.slot.takes(now_ns_, leg.port->captureDepth(), count)) {
+    const auto listener = leg.port->takeWhole(leg.frame.data(), count, leg.slot.waitedTicks() * double(tick_ms_));
+    if (!listener || !listener->write(leg.frame.data(), count, leg.port->rateHz())) continue;
+    const auto to = leg_of_.find(listener.get());
+    if (to != leg_of_.end() && to->second->frame.size() == count) sendNow(*to->second);
+  }
 }
 
 // What it sends goes on in step with this frame.

@@ -9,7 +9,7 @@
 // A frame is due once in a period. It follows the arrivals by moving in time, a tick at a time, with no sample changed:
 // a frame that comes after its turn is waited for (two ticks) and moves the slot to where it came; when all frames of
 // two seconds have waited, the slot moves up to them. A line that was late within the last ten seconds keeps a tick of
-// spare. What is later than a slot can move waits in the queue, which then holds frames and not ticks.
+// spare. Whoever was away for a while is taken up with the first frame that comes. What is later than a slot can move waits in the queue, which then holds frames and not ticks.
 //
 // So two clocks of different speed cost a step of one tick now and then, and neither a gap nor delay.
 //
@@ -24,44 +24,49 @@ class FrameSlot {
   // The next frame that is whole begins it anew.
   void stop() { running_ = false; }
 
-  // A frame is due, so what is not there now is only waited for.
-  bool isDue(int64_t now_ns) const { return running_ && now_ns >= due_ns_; }
+  // A frame would be taken now, were it there. So it is too before the first one: what is lost then is not waited for.
+  bool isDue(int64_t now_ns) const { return !running_ || now_ns >= due_ns_; }
 
-  // Once a tick, after its arrivals: whether a frame is to be taken, be it there or to be made up. Samples: `came` in
-  // this tick, `depth` wait in all, `frame` make a frame.
-  bool takes(int64_t now_ns, size_t came, size_t depth, size_t frame) {
+  // Once a tick, after its arrivals, of which there were so many samples.
+  void arrived(size_t came) {
     std::copy_backward(came_.begin(), came_.end() - 1, came_.end());
     came_[0] = came;
-    if (!running_) {
+  }
+
+  // Whether a frame is to be taken, be it there or to be made up; asked again after each one, since a tick may be longer
+  // than a frame. Samples: `depth` wait in all, `frame` make a frame.
+  bool takes(int64_t now_ns, size_t depth, size_t frame) {
+    const bool back = depth >= frame && int64_t(missed_) * period_ns_ >= kAwayNs;
+    if (!running_ || back) {
       if (depth < frame) return false;
       running_ = true;
       due_ns_ = now_ns;
       late_ns_ = now_ns - kCalmNs;
-      missed_ = false;
+      missed_ = 0;
       forget();
     }
     if (now_ns < due_ns_) return false;
     waited_ticks_ = 0;
     if (depth < frame) {
       if (now_ns - due_ns_ < longest_wait_ns_) return false;
-      while (due_ns_ <= now_ns) due_ns_ += period_ns_;
-      missed_ = true;
+      due_ns_ += period_ns_;
+      ++missed_;
       forget();
       return true;
     }
-    if (now_ns > due_ns_) {
+    if (now_ns - due_ns_ >= tick_ns_) {  // less is but a slot between two ticks
       late_ns_ = due_ns_ = now_ns;
       forget();
     }
     due_ns_ += period_ns_;
     waited_ticks_ = spareTicks(depth, frame);
-    if (missed_ && waited_ticks_ > 0) late_ns_ = now_ns;  // it was late, and not lost
-    missed_ = false;
+    if (missed_ > 0 && waited_ticks_ > 0) late_ns_ = now_ns;  // it was late, and not lost
+    missed_ = 0;
     watch(now_ns, depth - frame, frame);
     return true;
   }
 
-  // Of the frame taken last: how long it was there before, and how often the slot has moved so far.
+  // Of the frame taken last: how long it was there before.
   int waitedTicks() const { return waited_ticks_; }
 
  private:
@@ -69,6 +74,7 @@ class FrameSlot {
   static constexpr int64_t kPartNs = 500'000'000;  // of the window, which slides by one
   static constexpr size_t kParts = 4;
   static constexpr int64_t kCalmNs = 10'000'000'000;
+  static constexpr int64_t kAwayNs = 200'000'000;
 
   // For how many ticks all that the frame needs has been there.
   int spareTicks(size_t depth, size_t frame) const {
@@ -111,7 +117,8 @@ class FrameSlot {
   }
 
   const int64_t tick_ns_, period_ns_, longest_wait_ns_;
-  bool running_ = false, missed_ = false;
+  bool running_ = false;
+  int missed_ = 0;  // frames in a row that were not there
   int64_t due_ns_ = 0, late_ns_ = 0, part_ns_ = 0;
   int waited_ticks_ = 0;
   std::array<size_t, 12> came_{};  // in this tick and those before it
