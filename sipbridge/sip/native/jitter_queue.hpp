@@ -65,7 +65,10 @@ class JitterQueue {
   void setWhole(bool whole) {
     if (whole == whole_) return;
     whole_ = whole;
+    const double place = place_;
     resetWindow();
+    place_ = place;
+    endGlide();
   }
 
   unsigned rateHz() const { return rate_hz_; }
@@ -102,7 +105,13 @@ class JitterQueue {
 
   // In the place of samples that will never come; made up when it is popped, from what was heard before.
   void pushHole(size_t count) {
-    if (hole_count_ < holes_.size()) holes_[hole_count_++] = {pushed_, pushed_ + count};
+    if (count == 0) return;
+    inHole();  // forgets those that are over
+    if (hole_count_ > 0 && holes_[hole_count_ - 1].end == pushed_) {
+      holes_[hole_count_ - 1].end += count;
+    } else if (hole_count_ < holes_.size()) {
+      holes_[hole_count_++] = {pushed_, pushed_ + count};
+    }
     for (size_t left = count; left > 0;) {
       const size_t piece = std::min(left, silence_.size());
       push(silence_.data(), piece);
@@ -200,10 +209,14 @@ class JitterQueue {
   // --- depth
 
   void resetWindow() {
-    least_spare_.fill(0);
-    least_spare_[0] = SIZE_MAX;
-    part_ = part_samples_ = give_back_ = 0;
+    watchAnew();
+    give_back_ = 0;
     owed_ = place_ = 0;
+  }
+
+  void watchAnew() {
+    least_spare_.fill(SIZE_MAX);
+    parts_seen_ = part_ = part_samples_ = 0;
   }
 
   void watchSpare(size_t count) {
@@ -219,21 +232,23 @@ class JitterQueue {
     const size_t least = *std::min_element(least_spare_.begin(), least_spare_.end());
     part_ = (part_ + 1) % kParts;
     least_spare_[part_] = SIZE_MAX;
-    if (give_back_ == 0 && owed_ == 0) decide(least, reserve);
+    parts_seen_ = std::min(parts_seen_ + 1, kParts);
+    if (give_back_ == 0 && owed_ <= 0) decide(least, reserve);
   }
 
   void decide(size_t least, size_t reserve) {
-    if (least >= (whole_ ? shortestShift() : ms(kWorthMs))) {
+    if (parts_seen_ == kParts && least >= (whole_ ? shortestShift() : ms(kWorthMs))) {
       keeps_spare_ = true;
       const size_t excess = least - reserve;
       if (!whole_ && excess <= ms(kGlideMs)) {
-        owed_ = double(excess);
+        owed_ = double(excess) - place_;
       } else {
         give_back_ = excess;
         patience_ = ms(kPatienceMs);
+        endGlide();
       }
-    } else if (!whole_ && keeps_spare_ && least < ms(kLowMs)) {
-      owed_ = -double(reserve - least);
+    } else if (!whole_ && keeps_spare_ && owed_ == 0 && least < ms(kLowMs)) {
+      owed_ = -double(reserve - least);  // too little is seen at once, too much only after the whole window
     }
   }
 
@@ -281,6 +296,9 @@ class JitterQueue {
   // At a plain place with nothing owed it is a copy.
   bool glides(size_t real, size_t count) const { return (owed_ != 0 || place_ != 0) && real == count; }
 
+  // At the next whole sample, so that no fraction of one is jumped over.
+  void endGlide() { owed_ = place_ > 0 ? 1 - place_ : 0; }
+
   // Both return how many samples of the queue were used up.
   size_t copy(int16_t* out, size_t count) {
     std::memcpy(out, buffer_.data() + head_, count * sizeof(int16_t));
@@ -305,7 +323,10 @@ class JitterQueue {
       owed_ -= step;
       place += 1 + step;
     }
-    if (owed_ == 0) place = std::round(place);  // all that was owed is whole samples
+    if (owed_ == 0) {
+      place = std::round(place);  // all that was owed is whole samples
+      watchAnew();                // what was spare in mid-glide says nothing about now
+    }
     const size_t used = std::min(size_t(place), depth());
     place_ = place - double(used);
     return used;
@@ -484,7 +505,7 @@ class JitterQueue {
   double place_ = 0;                // between the sample at head_ and the next one
   double owed_ = 0;                 // samples to be read beyond those that are popped; negative: not to be read
   std::array<size_t, kParts> least_spare_;
-  size_t part_ = 0, part_samples_ = 0, give_back_ = 0, patience_ = 0;
+  size_t parts_seen_ = 0, part_ = 0, part_samples_ = 0, give_back_ = 0, patience_ = 0;
   unsigned long long pushed_ = 0, played_ = 0, written_off_ = 0;
   JitterStats stats_;
 };
