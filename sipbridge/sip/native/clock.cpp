@@ -190,7 +190,10 @@ void Clock::send(Leg& leg) {
   // a wait ends before the next frame is due
   const int64_t longest_wait_ns = std::min(kMaxSendWaitTicks * tick_ns_, leg.period_ns - tick_ns_);
   for (; leg.send_ns <= now_ns_; leg.send_ns += leg.period_ns) {
-    if (now_ns_ - leg.send_ns < longest_wait_ns && leg.port->playbackIsLate(count)) return;
+    const int64_t late_ns = now_ns_ - leg.send_ns;
+    if (late_ns < longest_wait_ns && leg.port->playbackIsLate(count)) return;
+    // whose frames come from another leg, of another length, is to follow that leg's clock
+    if (late_ns >= tick_ns_ && !leg.port->fedByMedia() && leg.port->playbackHas(count)) leg.send_ns = now_ns_;
     leg.port->requested(leg.frame.data(), count);
     leg.stream->put(leg.frame.data());
   }

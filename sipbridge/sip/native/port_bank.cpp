@@ -57,7 +57,7 @@ void PortBank::layout(const int32_t* ids, size_t id_count, int32_t* rates_hz, si
       row.rate_hz = row.port->rateHz();
       PortUse& use = uses[row.port];
       use.read = true;
-      use.written = row.written;
+      use.written |= row.written;
     }
     rates_hz[i] = int32_t(row.rate_hz);
     state_->rows.push_back(std::move(row));
@@ -144,9 +144,12 @@ unsigned PortBank::wantedFrames(int32_t* heads, size_t head_values) {
 void PortBank::giveFrames(const int32_t* heads, size_t head_values, const int16_t* matrix, size_t size) {
   std::lock_guard<std::mutex> lock(state_->mutex);
   const size_t rows = head_values / 2, columns = rows ? size / rows : 0;
+  auto leg = state_->whole.begin();
   for (size_t row = 0; row < rows; ++row) {
-    const auto port = find(heads[2 * row]);
-    if (port) port->write(matrix + row * columns, std::min(columns, size_t(std::max(0, heads[2 * row + 1]))), port->rateHz());
+    leg = std::find_if(leg, state_->whole.end(), [&](const WholeLeg& other) { return other.id == heads[2 * row]; });
+    if (leg == state_->whole.end()) return;
+    const size_t count = std::min(columns, size_t(std::max(0, heads[2 * row + 1])));
+    if (leg->port && leg->pulled) leg->port->write(matrix + row * columns, count, leg->rate_hz);
   }
 }
 

@@ -39,7 +39,7 @@ class PortBank {
   unsigned takeFrames(int32_t* heads, size_t head_values, int16_t* matrix, size_t size);
   // Frames that are to be given now: of each the port's id and the number of samples. Returns how many.
   unsigned wantedFrames(int32_t* heads, size_t head_values);
-  // Row i has the samples that heads[i] says.
+  // Row i has the samples that heads[i] says; in the order of wantedFrames(). Nothing is taken of a changed rate.
   void giveFrames(const int32_t* heads, size_t head_values, const int16_t* matrix, size_t size);
   // takeMarks() reports it once all that was written to the port before it has been sent, or cleared.
   void mark(int id, unsigned long long mark);

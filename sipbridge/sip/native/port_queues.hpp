@@ -68,7 +68,7 @@ class PortQueues {
     playback_.configure(rate_hz, max_ms_);
     if (tap_) tap_->configure(rate_hz, max_ms_);
     delivery_.clear();
-    bridged_ = 0;
+    bridged_ = wanted_ = 0;
     rate_hz_ = rate_hz;
   }
 

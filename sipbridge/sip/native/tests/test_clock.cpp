@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <climits>
 #include <map>
 #include <random>
 #include <set>
@@ -109,13 +110,32 @@ struct World {
     std::shared_ptr<Telephone> telephone;
     std::shared_ptr<PortQueues> port;
     Samples heard;
+    bool in_pieces = true;
   };
   std::vector<std::unique_ptr<Leg>> legs;
   std::function<bool()> media_runs = [] { return true; };
+  bool works = false;
   int undone_ticks = 0;  // of the media thread, done as soon as it runs
 
   World() {
     clock.attach(std::make_shared<EachTick>([this] { ++tick; }), std::make_shared<PortQueues>(8000, 200));
+    clock.done(ULLONG_MAX);  // nobody is to be waited for
+  }
+
+  // One whose whole frames go to another leg, and with the other way round.
+  Leg& addLinked(Leg* other = nullptr, int frame_samples = kFrame) {
+    Leg& leg = add(frame_samples);
+    link(leg, other ? *other : leg);
+    if (other) link(*other, leg);
+    return leg;
+  }
+
+  static void link(Leg& from, Leg& to) {
+    PortUse use;
+    use.whole = use.heard = true;
+    use.listener = to.port;
+    from.port->use(use);
+    from.in_pieces = false;
   }
 
   Leg& add(int frame_samples = kFrame) {
@@ -133,6 +153,7 @@ struct World {
     if (!media_runs()) return;
     for (; undone_ticks > 0; --undone_ticks) {
       for (auto& leg : legs) {
+        if (!leg->in_pieces) continue;
         Samples samples(8 * kTickMs);
         CHECK(leg->port->read(samples.data(), samples.size(), 8000));
         leg->heard.insert(leg->heard.end(), samples.begin(), samples.end());
@@ -142,7 +163,8 @@ struct World {
   }
 
   void run(int count) {
-    clock.attach(std::make_shared<EachTick>([this] { work(); }), std::make_shared<PortQueues>(8000, 200));
+    if (!works) clock.attach(std::make_shared<EachTick>([this] { work(); }), std::make_shared<PortQueues>(8000, 200));
+    works = true;
     while (tick < count - 1) clock.tick();
   }
 };
@@ -351,6 +373,305 @@ void framesOfOtherLengthsKeepTheirCount() {
   }
 }
 
+// Whether frames were sent at these ticks, one each period.
+bool isSteady(const std::vector<int>& ticks, size_t from, int period) {
+  for (size_t i = from + 1; i < ticks.size(); ++i) {
+    if (ticks[i] - ticks[i - 1] != period) return false;
+  }
+  return ticks.size() > from + 1;
+}
+
+// All that was sent and is no silence goes on from sample to sample, but for joins of 4 ms and what was made up.
+int breaks(const Samples& sent, size_t from = 0) {
+  int found = 0;
+  for (size_t i = from + 1; i < sent.size(); ++i) found += sent[i] != sent[i - 1] + 1 && sent[i] - sent[i - 1] != 1 - 30000;
+  return found;
+}
+
+void linkedLegsSendInTheTickOfArrival() {
+  for (int phase_a = 0; phase_a < kFrameTicks; ++phase_a) {
+    for (int phase_b = 0; phase_b < kFrameTicks; ++phase_b) {
+      World world;
+      auto& others = world.add();
+      auto& a = world.addLinked();
+      auto& b = world.addLinked(&a);
+      auto& echo = world.addLinked();
+      others.telephone->arriveInTime(0, 60, 1);
+      a.telephone->arriveInTime(0, 60, phase_a);
+      b.telephone->arriveInTime(0, 60, phase_b);
+      echo.telephone->arriveInTime(0, 60, phase_b);
+      world.run(230);
+      const auto heardAtOnce = [](const World::Leg& by, int phase) {
+        CHECK(by.telephone->sent_ticks.front() == phase);
+        CHECK(isSteady(by.telephone->sent_ticks, 0, kFrameTicks));
+        CHECK(isPure(by.telephone->sent, 0, 0));
+        CHECK(by.port->stats().playback_underruns == 0 && by.port->stats().sent_frames == by.telephone->sent_ticks.size());
+      };
+      heardAtOnce(b, phase_a);
+      heardAtOnce(a, phase_b);
+      heardAtOnce(echo, phase_b);
+    }
+  }
+}
+
+void joinsAndLeavesOfOthersDisturbNoLink() {
+  World world;
+  auto& a = world.addLinked();
+  auto& b = world.addLinked(&a);
+  a.telephone->arriveInTime(0, 260, 2);
+  b.telephone->arriveInTime(0, 260, 3);
+  std::minstd_rand random(1);
+  std::vector<std::shared_ptr<Telephone>> others;
+  for (int i = 0; i < 1000; ++i) {
+    world.run(i + 1);
+    if (others.size() < 30 || random() % 2) {
+      others.push_back(std::make_shared<Telephone>(world.tick));
+      world.clock.attach(others.back(), std::make_shared<PortQueues>(8000, 200));
+    } else {
+      world.clock.detach(others[random() % others.size()].get());
+    }
+  }
+  for (const auto* leg : {&a, &b}) {
+    CHECK(isSteady(leg->telephone->sent_ticks, 0, kFrameTicks));
+    CHECK(breaks(leg->telephone->sent) == 0);
+    CHECK(leg->telephone->sent_ticks.size() >= 249);
+  }
+}
+
+void linkedFramesOfOtherLengthsLoseNothing() {
+  for (int from_ms : {10, 20, 30, 60}) {
+    for (int to_ms : {10, 20, 30, 60}) {
+      World world;
+      auto& a = world.addLinked(nullptr, 8 * from_ms);
+      auto& b = world.addLinked(&a, 8 * to_ms);
+      for (int packet = 0; packet * from_ms < 10000; ++packet) a.telephone->arrives(packet, packet * from_ms / int(kTickMs) + 1);
+      world.run(1990);
+      size_t begins = 0;
+      while (begins < b.telephone->sent.size() && b.telephone->sent[begins] == 0) ++begins;
+      // once there is enough to begin with it goes on; at most 4 ms of it are faded in
+      size_t steady = begins + size_t(8 * (from_ms + to_ms) * 2);
+      CHECK(breaks(b.telephone->sent, steady) == 0);
+      CHECK(b.port->stats().playback_underruns <= 1);
+      // delay: the length of both at most, and a tick
+      const int newest = b.telephone->sent.back() - 1000;
+      CHECK(1990 * 40 - newest % 30000 - 2 * 30000 <= 8 * (from_ms + to_ms + 10));
+      CHECK(b.telephone->sent_ticks.size() >= size_t(9900 / to_ms));
+    }
+  }
+}
+
+void linkedFramesOfOtherLengthsFollowTheTalkersClock() {
+  // a tick later, or earlier, every two seconds or so: 2500 ppm
+  for (int step : {1, -1}) {
+    for (auto [from_ms, to_ms] : {std::pair{20, 30}, {30, 20}, {10, 20}, {20, 60}, {20, 20}}) {
+      World world;
+      auto& a = world.addLinked(nullptr, 8 * from_ms);
+      auto& b = world.addLinked(&a, 8 * to_ms);
+      const int ticks = from_ms / int(kTickMs);
+      for (int packet = 0; packet * from_ms < 60000; ++packet) a.telephone->arrives(packet, packet * ticks + step * (packet * ticks / 400));
+      world.run(11500);
+      const PortStats heard = b.port->stats();
+      CHECK(heard.playback_underruns <= 1);
+      CHECK(heard.playback_depth_ms <= from_ms + to_ms);
+      CHECK(heard.overflow_ms == 0);
+      CHECK(a.port->stats().capture_underruns == 0);
+    }
+  }
+}
+
+void whoHearsNobodySendsSilenceAtItsOwnPace() {
+  // linked with one that has no stream, then one whose stream brings nothing
+  for (bool has_stream : {false, true}) {
+    World world;
+    auto& b = world.add();
+    World::Leg gone;
+    gone.port = std::make_shared<PortQueues>(8000, 200);
+    World::link(b, gone);
+    World::link(gone, b);
+    gone.telephone = std::make_shared<Telephone>(world.tick);
+    if (has_stream) world.clock.attach(gone.telephone, gone.port);
+    b.telephone->arriveInTime(0, 100, 1);
+    world.run(400);
+    CHECK(b.telephone->sent_ticks.size() >= 98);
+    CHECK(isSteady(b.telephone->sent_ticks, 0, kFrameTicks));
+    CHECK(b.telephone->sent == Samples(b.telephone->sent.size(), 0));
+    CHECK(b.port->stats().capture_underruns == 0);
+  }
+}
+
+void heldTalkerIsHeardAgainAtOnce() {
+  for (int phase = 0; phase < kFrameTicks; ++phase) {
+    World world;
+    auto& a = world.addLinked();
+    auto& b = world.addLinked(&a);
+    a.telephone->arriveInTime(0, 50, 1);
+    for (int packet = 50; packet < 150; ++packet) a.telephone->arrives(packet, packet * kFrameTicks + 400 + phase);
+    world.run(900);
+    const auto& ticks = b.telephone->sent_ticks;
+    for (size_t i = 1; i < ticks.size(); ++i) CHECK(ticks[i] - ticks[i - 1] >= 1 && ticks[i] - ticks[i - 1] <= kFrameTicks + 2);
+    CHECK(std::find(ticks.begin(), ticks.end(), 200 + 400 + phase) != ticks.end());
+    const size_t again = size_t(std::find(ticks.begin(), ticks.end(), 600 + phase) - ticks.begin()) * kFrame;
+    CHECK(b.telephone->sent[again + 40] == 1000 + 50 * kFrame + 40);
+    CHECK(breaks(b.telephone->sent, again + 40) == 0);
+  }
+}
+
+void lossesOfALinkAreMadeUpInTime() {
+  World world;
+  auto& a = world.addLinked();
+  auto& b = world.addLinked(&a);
+  for (int packet = 0; packet < 240; ++packet) {
+    if (packet % 10 != 9) a.telephone->arrives(packet, packet * kFrameTicks + 1);
+  }
+  world.run(900);
+  const auto& ticks = b.telephone->sent_ticks;
+  for (size_t i = 0; i < ticks.size(); ++i) {
+    // the one that is made up is waited for, and costs the next one no time
+    CHECK(ticks[i] == int(i) * kFrameTicks + 1 + (i % 10 == 9 ? 2 : 0));
+    if (i % 10 != 9) CHECK(b.telephone->sent[i * kFrame + 159] == 1000 + (int(i) * kFrame + 159) % 30000);
+  }
+  CHECK(b.port->stats().playback_underruns == 0);
+}
+
+void lossAtTheBeginningOfALinkHoldsNobody() {
+  // in pieces there was half a frame left when the next packet turned out to be lost
+  for (int change = 40; change < 56; ++change) {
+    World world;
+    auto& a = world.add();
+    auto& b = world.add();
+    for (int packet = 0; packet < 200; ++packet) {
+      if (packet != 10 && packet != 11) a.telephone->arrives(packet, packet * kFrameTicks);
+    }
+    world.run(change);
+    World::link(a, b);
+    World::link(b, a);
+    world.run(700);
+    CHECK(b.telephone->sent_ticks.size() >= 165);
+    CHECK(breaks(b.telephone->sent, size_t(kFrame) * 160) == 0);  // what was spare has been given back
+    CHECK(a.port->stats().capture_depth_ms <= 40);
+  }
+}
+
+void eitherLegOfALinkMayGo() {
+  for (int at = 100; at < 104; ++at) {
+    World world;
+    auto& a = world.addLinked();
+    auto& b = world.addLinked(&a);
+    a.telephone->arriveInTime(0, 300, 1);
+    b.telephone->arriveInTime(0, 300, 2);
+    world.run(at);
+    world.clock.detach(a.telephone.get());
+    a.telephone->detached();
+    world.run(200);
+    const auto& ticks = b.telephone->sent_ticks;
+    for (size_t i = 1; i < ticks.size(); ++i) CHECK(ticks[i] - ticks[i - 1] >= 1 && ticks[i] - ticks[i - 1] <= kFrameTicks + 2);
+    CHECK(Samples(b.telephone->sent.end() - 10 * kFrame, b.telephone->sent.end()) == Samples(10 * kFrame, 0));
+    CHECK(a.telephone->touched_after_detach == 0);
+
+    // and come back with another stream on the same port
+    auto again = std::make_shared<Telephone>(world.tick);
+    world.clock.attach(again, a.port);
+    for (int packet = 0; packet < 100; ++packet) again->arrives(packet, 203 + packet * kFrameTicks);
+    world.run(500);
+    CHECK(isSteady(again->sent_ticks, 5, kFrameTicks));
+    CHECK(breaks(again->sent, 5 * kFrame) == 0);
+    CHECK(breaks(b.telephone->sent, b.telephone->sent.size() - 40 * kFrame) == 0);
+    CHECK(isSteady(ticks, ticks.size() - 40, kFrameTicks));
+    CHECK(ticks.back() % kFrameTicks == 203 % kFrameTicks);
+  }
+}
+
+void changesBetweenPiecesAndWholeCostLittle() {
+  World world;
+  auto& a = world.add();
+  auto& b = world.add();
+  a.telephone->arriveInTime(0, 2600, 1);
+  b.telephone->arriveInTime(0, 2600, 3);
+  for (int change = 0; change < 16; ++change) {
+    if (change % 2 == 0) {
+      a.port->use(inPieces()), b.port->use(inPieces());
+      a.in_pieces = b.in_pieces = true;
+    } else {
+      World::link(a, b), World::link(b, a);
+    }
+    world.run(world.tick + 1 + 601);  // long enough to give back what a change has cost
+  }
+  for (const auto* leg : {&a, &b}) {
+    const PortStats stats = leg->port->stats();
+    CHECK(stats.capture_underruns <= 8);
+    CHECK(stats.capture_depth_ms <= 40 && stats.playback_depth_ms <= 40);
+    CHECK(stats.overflow_ms == 0);
+    const auto& ticks = leg->telephone->sent_ticks;
+    for (size_t i = 1; i < ticks.size(); ++i) CHECK(ticks[i] - ticks[i - 1] >= 1 && ticks[i] - ticks[i - 1] <= 2 * kFrameTicks);
+    CHECK(int(ticks.size()) >= 16 * 601 / kFrameTicks - 20);
+  }
+}
+
+void pulledLegIsSentWithoutTheMediaThreadToo() {
+  Clock clock(kTickMs);
+  int tick = -1;
+  auto telephone = std::make_shared<Telephone>(tick);
+  auto port = std::make_shared<PortQueues>(8000, 200);
+  PortUse use;
+  use.whole = use.pulled = true;
+  port->use(use);
+  clock.attach(std::make_shared<EachTick>([&] { ++tick; }), std::make_shared<PortQueues>(8000, 200));
+  clock.attach(telephone, port);
+  for (int i = 0; i < 200; ++i) clock.tick();
+  CHECK(telephone->sent_ticks.size() >= 48);
+  CHECK(isSteady(telephone->sent_ticks, 0, kFrameTicks));
+
+  // it is asked for what is due, in the tick in which it is sent
+  int given = 0, asked = 0;
+  std::atomic<bool> running{true};
+  std::thread media([&] {
+    for (unsigned long long last = 200; running;) {
+      const auto now = clock.wait(last, 100);
+      if (now == last) continue;
+      last = now;
+      if (const size_t count = port->wanted()) {
+        Samples frame(count);
+        for (auto& sample : frame) sample = int16_t(1000 + given++ % 30000);
+        port->write(frame.data(), count, 8000);
+        ++asked;
+        CHECK(port->wanted() == 0);
+      }
+      clock.done(now);
+    }
+  });
+  const size_t before = telephone->sent_ticks.size();
+  telephone->sent.clear();
+  for (int i = 0; i < 400; ++i) clock.tick();
+  running = false;
+  media.join();
+  CHECK(telephone->sent_ticks.size() - before >= 99);
+  CHECK(asked > 0 && port->stats().playback_depth_ms <= 20);
+  // whatever the machine did to the thread: nothing is sent twice or out of order
+  int last = 0;
+  for (size_t i = size_t(kFrame) - 1; i < telephone->sent.size(); i += kFrame) {
+    const int sample = telephone->sent[i];
+    if (port->stats().playback_underruns == 0 && sample > 0) CHECK(sample > last || last > 29000);
+    if (sample > 0) last = sample;
+  }
+}
+
+void doneIsOfATickAndThoseBeforeIt() {
+  // a media thread that is done before it was asked is not waited for; it is in the tick after that
+  Clock clock(20);
+  auto port = std::make_shared<PortQueues>(8000, 200);
+  port->use(inPieces());
+  const int tick = 0;
+  clock.attach(std::make_shared<Telephone>(tick), port);
+  clock.done(100);
+  auto from = SteadyTime::now();
+  for (int i = 0; i < 100; ++i) clock.tick();
+  CHECK(clock.stats().media_us < 12000 * 0.9);
+  from = SteadyTime::now();
+  for (int i = 0; i < 10; ++i) clock.tick();
+  // 12 ms each, for nobody is done
+  CHECK(SteadyTime::now() - from > std::chrono::milliseconds(100));
+}
+
 void brokenStreamDoesNotHoldTheClock() {
   struct Broken : EachTick {
     using EachTick::EachTick;
@@ -549,6 +870,18 @@ int main() {
   latePacketsGrowTheDepthByTheirLateness();
   stalledMediaThreadDelaysBriefly();
   framesOfOtherLengthsKeepTheirCount();
+  linkedLegsSendInTheTickOfArrival();
+  joinsAndLeavesOfOthersDisturbNoLink();
+  linkedFramesOfOtherLengthsLoseNothing();
+  linkedFramesOfOtherLengthsFollowTheTalkersClock();
+  whoHearsNobodySendsSilenceAtItsOwnPace();
+  heldTalkerIsHeardAgainAtOnce();
+  lossesOfALinkAreMadeUpInTime();
+  lossAtTheBeginningOfALinkHoldsNobody();
+  eitherLegOfALinkMayGo();
+  changesBetweenPiecesAndWholeCostLittle();
+  pulledLegIsSentWithoutTheMediaThreadToo();
+  doneIsOfATickAndThoseBeforeIt();
   brokenStreamDoesNotHoldTheClock();
   waitEndsWithATickTimeOrStop();
   onThreadRunsFirstAndOnTheClocksThread();

@@ -33,9 +33,9 @@ struct Media {
   std::vector<int32_t> rates_hz;
   Samples matrix;
 
-  std::vector<int32_t> layout(const std::vector<int32_t>& ids) {
+  std::vector<int32_t> layout(const std::vector<int32_t>& ids, const std::vector<int32_t>& whole = {}) {
     rates_hz.assign(ids.size(), -1);
-    bank.layout(ids.data(), ids.size(), rates_hz.data(), rates_hz.size(), nullptr, 0);
+    bank.layout(ids.data(), ids.size(), rates_hz.data(), rates_hz.size(), whole.data(), whole.size());
     return rates_hz;
   }
 
@@ -196,6 +196,94 @@ void portsOfALayoutAreWaitedFor() {
   CHECK(!stays->playbackIsLate(40));
 }
 
+void wholeLegsHearEachOther() {
+  Media media;
+  const auto a = makePort(), b = makePort();
+  const int a_id = media.bank.add(a), b_id = media.bank.add(b);
+  // b is tapped besides
+  CHECK(media.layout({-b_id}, {a_id, b_id, PortBank::kHeard, b_id, a_id, PortBank::kHeard, 77, a_id, 0, a_id}) == std::vector<int32_t>{8000});
+  CHECK(a->whole() && b->whole() && a->playbackActive() && !a->fedByMedia() && !b->fedByMedia());
+  Samples frame(160);
+  receive(*a, 7), receive(*b, 8);
+  CHECK(a->takeWhole(frame.data(), 160, 0) == b && frame == Samples(160, 7));
+  CHECK(b->takeWhole(frame.data(), 160, 0) == a && frame == Samples(160, 8));
+  CHECK(media.read() == 1);  // 77 is gone
+  CHECK(media.row(0, 40, 8));
+  media.write();
+  CHECK(b->stats().playback_depth_ms == 0);
+
+  // one leaves
+  media.layout({-b_id}, {a_id, b_id, PortBank::kHeard, b_id, a_id, PortBank::kHeard});
+  CHECK(media.read() == 0);
+  media.bank.remove(b_id);
+  CHECK(media.read() == 2);  // its row and its frames
+  CHECK(media.row(0, kColumns, 0));
+  receive(*a, 7);
+  CHECK(a->takeWhole(frame.data(), 160, 0) == b);  // it may live on elsewhere
+  CHECK(!b->playbackActive() && !b->whole());
+  media.layout({a_id}, {});
+  CHECK(!a->whole() && a->fedByMedia());
+  CHECK(media.read() == 0);
+}
+
+void framesAreDeliveredAndGiven() {
+  Media media;
+  const auto narrow = makePort(), wide = makePort(16000), deaf = makePort();
+  const int narrow_id = media.bank.add(narrow), wide_id = media.bank.add(wide), deaf_id = media.bank.add(deaf);
+  const int both = PortBank::kDelivered | PortBank::kPulled | PortBank::kHeard;
+  media.layout({}, {narrow_id, 0, both, deaf_id, 0, PortBank::kHeard, wide_id, 0, both});
+  std::vector<int32_t> heads(6, -1);
+  Samples frames(3 * 320, 99), frame(320);
+  CHECK(media.bank.takeFrames(heads.data(), heads.size(), frames.data(), frames.size()) == 0);
+  for (auto& port : {narrow, wide, deaf}) receive(*port, port->rateHz() == 8000 ? 7 : 8), port->takeWhole(frame.data(), port->rateHz() / 50, 0);
+  CHECK(media.bank.takeFrames(heads.data(), heads.size(), frames.data(), frames.size()) == 2);
+  CHECK((heads == std::vector<int32_t>{narrow_id, 160, wide_id, 320, -1, -1}));
+  CHECK(frames[159] == 7 && frames[160] == 99 && frames[320] == 8 && frames[639] == 8 && frames[640] == 99);
+
+  // with too little room the rest comes later
+  for (auto& port : {narrow, wide}) receive(*port, 5), port->takeWhole(frame.data(), port->rateHz() / 50, 0);
+  CHECK(media.bank.takeFrames(heads.data(), 2, frames.data(), 320) == 1 && heads[0] == narrow_id);
+  CHECK(media.bank.takeFrames(heads.data(), 2, frames.data(), 320) == 1 && heads[0] == wide_id);
+  CHECK(media.bank.takeFrames(heads.data(), 0, frames.data(), 0) == 0);
+
+  for (auto& port : {narrow, wide, deaf}) port->want(port->rateHz() / 50);
+  CHECK(media.bank.wantedFrames(heads.data(), 2) == 1);
+  CHECK(media.bank.wantedFrames(heads.data(), heads.size()) == 2);
+  CHECK((heads == std::vector<int32_t>{narrow_id, 160, wide_id, 320, -1, -1} || heads[0] == narrow_id));
+  CHECK(heads[2] == wide_id && heads[3] == 320);
+  std::fill(frames.begin(), frames.end(), int16_t(3));
+  media.bank.giveFrames(heads.data(), 4, frames.data(), 640);
+  CHECK(media.bank.wantedFrames(heads.data(), heads.size()) == 0);
+  CHECK(narrow->stats().playback_depth_ms == 20 && wide->stats().playback_depth_ms == 20);
+  wide->requested(frame.data(), 320);
+  CHECK(frame == Samples(320, 3));
+
+  // whose rate has changed meanwhile, or who is gone or was never asked, is given nothing
+  narrow->want(320);
+  CHECK(media.bank.wantedFrames(heads.data(), heads.size()) == 1);
+  narrow->setRate(48000);
+  CHECK(media.read() == 1);
+  const std::vector<int32_t> given = {narrow_id, 160, deaf_id, 160, wide_id, 320, 77, 160, narrow_id, -5};
+  media.bank.giveFrames(given.data(), given.size(), Samples(5 * 320, 3).data(), 5 * 320);
+  CHECK(narrow->stats().playback_depth_ms == 0 && deaf->stats().playback_depth_ms == 0);
+  CHECK(wide->stats().playback_depth_ms == 20);
+  media.bank.remove(wide_id);
+  media.bank.giveFrames(given.data() + 4, 2, Samples(320, 3).data(), 320);
+  CHECK(wide->stats().playback_depth_ms <= 20);
+}
+
+void aRowThatIsWrittenStaysSo() {
+  Media media;
+  const auto port = makePort();
+  const int id = media.bank.add(port);
+  media.layout({id, -id});
+  CHECK(port->fedByMedia());
+  media.layout({-id, id});
+  CHECK(port->fedByMedia());
+  media.layout({-id});
+  CHECK(!port->fedByMedia());
+}
+
 void portsComeAndGoWhileOthersAreRead() {
   Media media;
   const auto kept = makePort();
@@ -223,10 +311,16 @@ void portsComeAndGoWhileOthersAreRead() {
   });
   unsigned reads = 0;
   while (running) {
-    CHECK(media.layout({kept_id, newest, -newest})[0] == 8000);
+    const int other = newest;
+    const int flags = int(reads % 16);
+    CHECK(media.layout({kept_id, other, -other}, {other, reads % 2 ? kept_id : other, flags})[0] == 8000);
     for (int i = 0; i < 3; ++i, ++reads) {
-      CHECK(media.read() <= 2);
+      CHECK(media.read() <= 3);
       media.write();
+      int32_t heads[4];
+      Samples frames(2 * 960);
+      media.bank.takeFrames(heads, 4, frames.data(), frames.size());
+      media.bank.giveFrames(heads, 2 * media.bank.wantedFrames(heads, 4), frames.data(), frames.size());
     }
   }
   sip.join();
@@ -247,6 +341,9 @@ int main() {
   removedPortIsSilent();
   portOutlivesTheBank();
   portsOfALayoutAreWaitedFor();
+  wholeLegsHearEachOther();
+  framesAreDeliveredAndGiven();
+  aRowThatIsWrittenStaysSo();
   portsComeAndGoWhileOthersAreRead();
   return checkResult();
 }

@@ -284,6 +284,222 @@ void audioFromBeforeIsNotPlayed() {
   CHECK(port.heard.front() == port.next_in - 160);
 }
 
+PortUse whole(const std::shared_ptr<PortQueues>& listener = nullptr, bool heard = true) {
+  PortUse use;
+  use.whole = true;
+  use.listener = listener;
+  use.heard = heard;
+  return use;
+}
+
+void wholeFramesGoToTheListenerAndTheMediaThread() {
+  Port port;
+  const auto listener = std::make_shared<PortQueues>(8000, kMaxMs);
+  PortUse use = whole(listener);
+  use.delivered = use.read = true;  // and somebody taps them
+  port.queues.use(use);
+  CHECK(port.queues.whole() && port.queues.playbackActive() && !port.queues.fedByMedia());
+  Samples frame(160), taken(1000), tapped;
+  for (int i = 0; i < 10; ++i) {
+    port.packet();
+    CHECK(port.queues.takeWhole(frame.data(), frame.size(), 0) == listener);
+    CHECK(frame.front() == 160 * i + 1 && frame.back() == 160 * i + 160);
+    CHECK(port.queues.takeDelivery(taken.data(), taken.size()) == 160);
+    CHECK(std::equal(frame.begin(), frame.end(), taken.begin()));
+    CHECK(port.queues.takeDelivery(taken.data(), taken.size()) == 0);
+    for (int k = 0; k < 4; ++k) port.read();
+  }
+  for (size_t i = 0; i < port.heard.size(); ++i) CHECK(port.heard[i] == int(i) + 1);
+  CHECK(port.queues.stats().capture_underruns == 0);
+}
+
+void deliveryThatNobodyTakesIsBounded() {
+  Port port;
+  PortUse use = whole();
+  use.delivered = true;
+  port.queues.use(use);
+  Samples frame(160), taken(1000);
+  for (int i = 0; i < 10; ++i) port.packet(), port.queues.takeWhole(frame.data(), frame.size(), 0);
+  CHECK(port.queues.takeDelivery(taken.data(), 100) == 100);  // no more than there is room for
+  CHECK(taken[99] == 100);
+  CHECK(port.queues.takeDelivery(taken.data(), taken.size()) == 220);
+  CHECK(taken[0] == 101 && taken[219] == 320);
+  // and gone with the use, or the rate
+  port.packet(), port.queues.takeWhole(frame.data(), frame.size(), 0);
+  port.queues.use(whole());
+  CHECK(port.queues.takeDelivery(taken.data(), taken.size()) == 0);
+  port.queues.use(use);
+  port.packet(), port.queues.takeWhole(frame.data(), frame.size(), 0);
+  port.queues.setRate(16000);
+  CHECK(port.queues.takeDelivery(taken.data(), taken.size()) == 0);
+}
+
+void goneListenerIsNobody() {
+  Port port;
+  auto listener = std::make_shared<PortQueues>(8000, kMaxMs);
+  port.queues.use(whole(listener));
+  listener.reset();
+  Samples frame(160);
+  port.packet();
+  CHECK(port.queues.takeWhole(frame.data(), frame.size(), 0) == nullptr);
+  CHECK(frame.back() == 160);  // the capture does not gather
+  port.queues.use(inPieces());
+  port.packet();
+  CHECK(port.queues.takeWhole(frame.data(), frame.size(), 0) == nullptr);
+  CHECK(port.queues.captureDepth() == 160);  // nor is it taken from who reads it in pieces
+}
+
+void wholeFramesFadeInAndOut() {
+  const auto frameOf = [](PortQueues& queues) {
+    const Samples loud(160, 10000);
+    Samples frame(160);
+    queues.received(loud.data(), loud.size());
+    queues.takeWhole(frame.data(), frame.size(), 0);
+    return frame;
+  };
+  const auto largestStep = [](const Samples& samples) {
+    int step = 0;
+    for (size_t i = 1; i < samples.size(); ++i) step = std::max(step, std::abs(samples[i] - samples[i - 1]));
+    return step;
+  };
+  PortQueues queues(8000, kMaxMs);
+  queues.use(whole(nullptr, false));
+  Samples frame = frameOf(queues);
+  CHECK(frame[0] > 0 && frame[0] <= 320 && largestStep(frame) <= 320);
+  CHECK(Samples(frame.begin() + 32, frame.end()) == Samples(128, 10000));
+  CHECK(frameOf(queues) == Samples(160, 10000));
+
+  PortUse muted = whole();
+  muted.muted = true;
+  queues.use(muted);
+  frame = frameOf(queues);
+  CHECK(frame[0] >= 9600 && largestStep(frame) <= 320);
+  CHECK(Samples(frame.begin() + 32, frame.end()) == Samples(128, 0));
+  CHECK(frameOf(queues) == Samples(160, 0));
+  queues.use(whole());  // that it was heard before counts no more: it was muted
+  CHECK(largestStep(frameOf(queues)) <= 320);
+  CHECK(frameOf(queues) == Samples(160, 10000));
+
+  // who was heard in pieces goes on
+  queues.use(inPieces());
+  queues.use(whole());
+  CHECK(frameOf(queues) == Samples(160, 10000));
+}
+
+void wantedIsWhatIsMissing() {
+  Port port;
+  port.request();
+  port.queues.want(160);
+  CHECK(port.queues.wanted() == 0);  // the media thread gives it nothing
+  PortUse use = whole();
+  use.pulled = true;
+  port.queues.use(use);
+  CHECK(port.queues.fedByMedia());
+  port.queues.want(160);
+  CHECK(port.queues.wanted() == 160);
+  port.write(40);
+  CHECK(port.queues.wanted() == 120);
+  port.queues.want(160);
+  CHECK(port.queues.wanted() == 120);
+  port.write(200);
+  CHECK(port.queues.wanted() == 0);
+  port.queues.want(160);
+  CHECK(port.queues.wanted() == 0);
+  port.request();
+  port.queues.want(160);
+  CHECK(port.queues.wanted() == 80);
+  port.queues.setRate(16000);  // what is asked for is of the old rate
+  CHECK(port.queues.wanted() == 0);
+  port.queues.want(320);
+  CHECK(port.queues.wanted() == 320);
+  port.queues.use(whole());
+  CHECK(port.queues.wanted() == 0);
+}
+
+void anotherRateOfAWholeLegIsHeardAnew() {
+  Port port;
+  PortUse use = whole();
+  use.read = true;
+  port.queues.use(use);
+  Samples frame(320), tick(80);
+  port.packet();
+  port.queues.takeWhole(frame.data(), 160, 0);
+  port.read();
+  port.queues.setRate(16000);
+  CHECK(!port.queues.read(tick.data(), 40, 8000));
+  CHECK(port.queues.read(tick.data(), 80, 16000));
+  const Samples packet(320, 7);
+  port.queues.received(packet.data(), packet.size());
+  port.queues.takeWhole(frame.data(), 320, 0);
+  CHECK(frame == packet);
+  CHECK(port.queues.read(tick.data(), 80, 16000));
+  CHECK(tick == Samples(80, 7));
+}
+
+void lostWholeFrameIsMadeUpOnce() {
+  for (bool bridged : {false, true}) {
+    Port port;
+    port.queues.use(whole());
+    Samples frame(160);
+    for (int i = 0; i < 5; ++i) port.packet(), port.queues.takeWhole(frame.data(), 160, 0);
+    if (bridged) port.queues.takeWhole(frame.data(), 160, 0);  // it was waited for no longer
+    port.next_in += 160;
+    CHECK(port.queues.lost(nullptr, 160) == (bridged ? 0u : 160u));
+    port.packet();
+    if (!bridged) port.queues.takeWhole(frame.data(), 160, 0);
+    port.queues.takeWhole(frame.data(), 160, 0);
+    CHECK(frame.back() == port.next_in - 1);
+    CHECK(port.queues.captureDepth() == 0);
+    const PortStats stats = port.queues.stats();
+    CHECK(stats.concealed_frames == (bridged ? 0u : 1u) && stats.dropped_frames == (bridged ? 1u : 0u));
+  }
+}
+
+// The media thread changes what it wants while the clock takes and sends, and a third asks.
+void usesMayChangeAtAnyTime() {
+  const auto port = std::make_shared<PortQueues>(8000, kMaxMs), other = std::make_shared<PortQueues>(8000, kMaxMs);
+  std::atomic<bool> running{true};
+  std::thread clock([&] {
+    Samples frame(320, 1000);
+    for (int i = 0; i < 4000; ++i) {
+      const unsigned rate_hz = port->rateHz();
+      port->received(frame.data(), rate_hz / 50);
+      port->want(rate_hz / 50);
+      if (port->whole()) {
+        const auto listener = port->takeWhole(frame.data(), rate_hz / 50, 0);
+        if (listener) listener->write(frame.data(), rate_hz / 50, rate_hz);
+      }
+      if (i % 3 == 0) port->lost(nullptr, rate_hz / 50);
+      port->requested(frame.data(), rate_hz / 50);
+      if (i % 500 == 0) port->setRate(i % 1000 ? 8000 : 16000);
+    }
+    running = false;
+  });
+  std::thread control([&] {
+    while (running) port->stats(), port->clear(), port->takeMarks(), port->mark(1);
+  });
+  Samples samples(1000);
+  for (unsigned i = 0; running; ++i) {
+    PortUse use;
+    use.read = i % 2;
+    use.written = i % 3 == 0;
+    use.whole = use.read || i % 5 == 0;
+    use.delivered = i % 7 < 4;
+    use.pulled = use.whole && !use.written;
+    use.muted = i % 11 == 0;
+    if (i % 4 == 0) use.listener = i % 8 ? port : other;
+    port->use(use);
+    const unsigned rate_hz = port->rateHz();
+    if (use.read) port->read(samples.data(), rate_hz / 200, rate_hz);
+    if (use.written) port->write(samples.data(), rate_hz / 200, rate_hz);
+    port->takeDelivery(samples.data(), samples.size());
+    if (const size_t count = port->wanted()) port->write(samples.data(), std::min(count, samples.size()), rate_hz);
+  }
+  clock.join();
+  control.join();
+  CHECK(port->stats().capture_depth_ms <= kMaxMs);
+}
+
 void threadsMayMeet() {
   PortQueues port(8000, kMaxMs);
   std::atomic<bool> running{true};
@@ -338,6 +554,14 @@ int main() {
   anotherRateDropsWhatWaits();
   lateIsWhoIsHeardAndHasTooLittle();
   audioFromBeforeIsNotPlayed();
+  wholeFramesGoToTheListenerAndTheMediaThread();
+  deliveryThatNobodyTakesIsBounded();
+  goneListenerIsNobody();
+  wholeFramesFadeInAndOut();
+  wantedIsWhatIsMissing();
+  anotherRateOfAWholeLegIsHeardAnew();
+  lostWholeFrameIsMadeUpOnce();
+  usesMayChangeAtAnyTime();
   threadsMayMeet();
   return checkResult();
 }
