@@ -349,7 +349,7 @@ void gapIsExtendedAndFaded() {
         const size_t end = line.heard.size();
         for (int i = 0; i < 20; ++i) CHECK(line.pop(5) == 0);
         CHECK(largestStep(line.heard) <= line.own_step * 1.1 + 1);
-        // 10 ms go on as loud as before, then it fades, and 50 ms after the break it is silent
+        // 5 ms go on as loud as before, then it fades, and 50 ms after the break it is silent
         const double level = rms(line.heard, end - line.ms(20), line.ms(20));
         CHECK(rms(line.heard, end, line.ms(10)) > 0.7 * level);
         CHECK(rms(line.heard, end, line.ms(10)) < 1.4 * level);
