@@ -101,9 +101,6 @@ void addStats(pjmedia_stream* stream, int call_id, RtpStats& stats) {
   stats.received_packets += rtcp.rx.pkt;
   stats.sent_packets += rtcp.tx.pkt;
   stats.lost_packets += rtcp.rx.loss;
-  stats.late_packets += rtcp.rx.discard;
-  stats.reordered_packets += rtcp.rx.reorder;
-  stats.duplicate_packets += rtcp.rx.dup;
   stats.jitter_ms = rtcp.rx.jitter.last / 1000.0;
   stats.remote_jitter_ms = rtcp.tx.jitter.last / 1000.0;
   stats.remote_lost_packets += rtcp.tx.loss;
@@ -264,6 +261,9 @@ RtpStats BridgeCall::rtpStats() {
   pjmedia_stream* stream = audioStream(getId());
   if (stream && streams_.count(stream)) addStats(stream, getId(), stats);
   stats.foreign_packets = sources_->foreign_packets;
+  stats.late_packets = sources_->late_packets;
+  stats.reordered_packets = sources_->reordered_packets;
+  stats.duplicate_packets = sources_->repeated_packets;
   return stats;
 }
 

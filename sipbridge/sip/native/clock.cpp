@@ -129,6 +129,7 @@ void Clock::capture(Leg& leg) {
   const size_t count = leg.frame.size();
   const size_t tick_samples = leg.stream->rateHz() * tick_ms_ / 1000;
   leg.came = 0;
+  if (leg.stream->late() > 0) leg.port->cameTooLate(count);
   for (int i = 0; i < kMaxFramesATick; ++i) {
     const auto head = leg.stream->head();
     if (head == LegStream::Head::kEmpty) return;

@@ -27,6 +27,7 @@ class LegStream {
   virtual bool get(int16_t* samples) = 0;   // frameSamples() of them
   virtual bool conceals() const = 0;        // what get() gives for a lost one is made up by its codec, else it is nothing
   virtual void put(const int16_t* samples) = 0;
+  virtual unsigned late() { return 0; }     // packets that came when they had been given up, since it was asked last
 };
 #endif
 

@@ -32,7 +32,7 @@ pj_sockaddr nextPort(const pj_sockaddr& rtp) {
 
 // Lives as long as the group lock of the transports below, like these: a packet may be on its way up while the
 // call is being closed.
-class MediaGuard final : public pjmedia_transport {
+class MediaGuard final : public pjmedia_transport, public RtpFeed {
  public:
   MediaGuard(pjmedia_transport* below, std::shared_ptr<MediaSources> sources)
       : pjmedia_transport(), below_(below), sources_(std::move(sources)) {
@@ -59,6 +59,8 @@ class MediaGuard final : public pjmedia_transport {
       rtcp_to_ = named_rtcp_;
     }
     stream_ = stream;
+    order_.reset();
+    sources_->feed = this;
     stream.user_data = this;
     stream.rtp_cb = nullptr;
     stream.rtp_cb2 = &onRtp;
@@ -91,7 +93,7 @@ class MediaGuard final : public pjmedia_transport {
     return PJ_SUCCESS;
   }
 
-  // --- from the sockets; the transports below wait for these before a detach returns
+  // --- from the sockets, on the clock's thread; the transports below wait for these before a detach returns
 
   static void onRtp(pjmedia_tp_cb_param* packet) {
     auto* guard = static_cast<MediaGuard*>(packet->user_data);
@@ -99,11 +101,47 @@ class MediaGuard final : public pjmedia_transport {
     // a receive error has no source, but tells the stream that the socket is gone
     if (packet->size >= 0 && !guard->admits(*static_cast<pj_sockaddr*>(packet->src_addr), guard->named_rtp_)) return;
     ++guard->sources_->packets;
-    pjmedia_tp_cb_param upward = *packet;
-    upward.user_data = guard->stream_.user_data;
-    guard->stream_.rtp_cb2(&upward);
-    packet->rem_switch = upward.rem_switch;
-    if (upward.rem_switch) guard->rtpMoved(*static_cast<pj_sockaddr*>(packet->src_addr));
+    if (packet->size >= 0 && !guard->isItsTurn(*packet)) return;
+    guard->goesUp(*packet);
+    guard->followersGoUp();
+  }
+
+  bool isItsTurn(const pjmedia_tp_cb_param& packet) {
+    const auto& source = *static_cast<pj_sockaddr*>(packet.src_addr);
+    // somebody else's numbers begin anew
+    if (pj_sockaddr_cmp(&source, &source_) != 0) order_.reset();
+    source_ = source;
+    switch (order_.take(static_cast<const char*>(packet.pkt), size_t(packet.size))) {
+      case RtpOrder::Turn::kNow: return true;
+      case RtpOrder::Turn::kLater: ++sources_->reordered_packets; break;
+      case RtpOrder::Turn::kTooLate: ++sources_->late_packets; break;
+      case RtpOrder::Turn::kAgain: ++sources_->repeated_packets; break;
+    }
+    return false;
+  }
+
+  void goesUp(pjmedia_tp_cb_param& packet) {
+    pjmedia_tp_cb_param upward = packet;
+    upward.user_data = stream_.user_data;
+    stream_.rtp_cb2(&upward);
+    packet.rem_switch = upward.rem_switch;
+    if (upward.rem_switch) rtpMoved(*static_cast<pj_sockaddr*>(packet.src_addr));
+  }
+
+  void followersGoUp() {
+    while (order_.next(held_)) {
+      pjmedia_tp_cb_param packet{this, held_.data(), pj_ssize_t(held_.size()), &source_, PJ_FALSE};
+      goesUp(packet);
+    }
+  }
+
+  // --- from the clock
+
+  bool waits() const override { return order_.waits(); }
+
+  void giveUp() override {
+    order_.giveUp();
+    followersGoUp();
   }
 
   static void onRtcp(void* self, void* packet, pj_ssize_t size) {
@@ -144,6 +182,9 @@ class MediaGuard final : public pjmedia_transport {
   const std::shared_ptr<MediaSources> sources_;
   pjmedia_transport_attach_param stream_{};
   pj_sockaddr named_rtp_{}, named_rtcp_{};  // by the SDP that the stream was made for
+  RtpOrder order_;
+  RtpOrder::Packet held_;
+  pj_sockaddr source_{};                    // of what came last
   bool multiplexed_ = false;                // RTP and RTCP share a port (RFC 5761)
   std::mutex mutex_;                        // RTCP goes out from other threads than it comes in
   pj_sockaddr rtcp_to_{};
@@ -154,7 +195,10 @@ pjmedia_transport_op MediaGuard::operations_ = {
       return pjmedia_transport_get_info(of(self).below_, info);
     },
     nullptr,  // attach2 has taken its place
-    [](pjmedia_transport* self, void*) { pjmedia_transport_detach(of(self).below_, self); },
+    [](pjmedia_transport* self, void*) {
+      pjmedia_transport_detach(of(self).below_, &of(self));
+      of(self).sources_->feed = nullptr;
+    },
     [](pjmedia_transport* self, const void* packet, pj_size_t size) { return of(self).sendRtp(packet, size); },
     [](pjmedia_transport* self, const void* packet, pj_size_t size) { return of(self).sendRtcp(packet, size); },
     // an address of the stream's own choice would be one that nothing admitted

@@ -2,8 +2,9 @@
 #include "pj_stream.hpp"
 
 #include <cstring>
+#include <utility>
 
-PjStream::PjStream(pjmedia_stream* stream, std::shared_ptr<const MediaSources> sources)
+PjStream::PjStream(pjmedia_stream* stream, std::shared_ptr<MediaSources> sources)
     : common_(reinterpret_cast<pjmedia_stream_common*>(stream)), sources_(std::move(sources)) {
   pjmedia_stream_get_port(stream, &port_);
   rate_hz_ = PJMEDIA_PIA_SRATE(&port_->info);
@@ -21,32 +22,47 @@ LegStream::Head PjStream::head() {
   const unsigned packets = sources_->packets.load(std::memory_order_relaxed);
   if (!waiting_ && packets == packets_seen_) return Head::kEmpty;
   packets_seen_ = packets;
+  Head head = bufferHead();
+  gap_ = head == Head::kEmpty && sources_->feed && sources_->feed->waits();
+  if (gap_) head = Head::kLost;
+  waiting_ = head != Head::kEmpty;
+  return head;
+}
+
+LegStream::Head PjStream::bufferHead() {
   pj_mutex_lock(common_->jb_mutex);
-  char type = PJMEDIA_JB_ZERO_EMPTY_FRAME;
+  char type = PJMEDIA_JB_ZERO_EMPTY_FRAME, last = PJMEDIA_JB_ZERO_EMPTY_FRAME;
   pj_uint32_t samples = 0;
   pjmedia_jbuf_peek_frame(common_->jb, 0, nullptr, nullptr, &type, &samples, nullptr, nullptr);
-  Head head = Head::kEmpty;
-  if (type == PJMEDIA_JB_MISSING_FRAME) {
-    head = Head::kLost;
-  } else if (type == PJMEDIA_JB_NORMAL_FRAME) {
-    char last = PJMEDIA_JB_ZERO_EMPTY_FRAME;
+  // a packet shorter than our frame waits for the next one
+  if (type == PJMEDIA_JB_NORMAL_FRAME) {
     pjmedia_jbuf_peek_frame(common_->jb, buffer_frames_ - 1, nullptr, nullptr, &last, nullptr, nullptr, nullptr);
-    // a packet shorter than our frame waits for the next one
-    if (last != PJMEDIA_JB_ZERO_EMPTY_FRAME) head = Head::kFrame;
   }
   pj_mutex_unlock(common_->jb_mutex);
-  waiting_ = head != Head::kEmpty;
-  if (head == Head::kFrame && samples > frame_samples_) decoded_left_ = unsigned(samples / frame_samples_);
-  return head;
+  if (type == PJMEDIA_JB_MISSING_FRAME) return Head::kLost;
+  if (last == PJMEDIA_JB_ZERO_EMPTY_FRAME) return Head::kEmpty;
+  if (samples > frame_samples_) decoded_left_ = unsigned(samples / frame_samples_);
+  return Head::kFrame;
 }
 
 bool PjStream::get(int16_t* samples) {
   if (decoded_left_ > 0) --decoded_left_;
-  pjmedia_frame frame;
-  std::memset(&frame, 0, sizeof frame);
-  frame.buf = samples;
-  frame.size = frame_samples_ * sizeof(int16_t);
-  return pjmedia_port_get_frame(port_, &frame) == PJ_SUCCESS && frame.type == PJMEDIA_FRAME_TYPE_AUDIO;
+  bool given = true;
+  if (!gap_ || conceals_) {  // for an empty buffer pjmedia gives what the codec makes up
+    pjmedia_frame frame;
+    std::memset(&frame, 0, sizeof frame);
+    frame.buf = samples;
+    frame.size = frame_samples_ * sizeof(int16_t);
+    given = pjmedia_port_get_frame(port_, &frame) == PJ_SUCCESS && frame.type == PJMEDIA_FRAME_TYPE_AUDIO;
+  }
+  if (gap_ && sources_->feed) sources_->feed->giveUp();
+  gap_ = false;
+  return given;
+}
+
+unsigned PjStream::late() {
+  const unsigned late = sources_->late_packets.load(std::memory_order_relaxed);
+  return late - std::exchange(late_seen_, late);
 }
 
 void PjStream::put(const int16_t* samples) {

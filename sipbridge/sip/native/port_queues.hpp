@@ -107,6 +107,12 @@ class PortQueues {
     return count - skipped;
   }
 
+  // A packet came that others had overtaken, after its time. From now on there is a frame more of it, for the next one.
+  void cameTooLate(size_t count) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (capture_.depth() < 2 * count) capture_.pushHole(count);
+  }
+
   size_t captureDepth() const {
     std::lock_guard<std::mutex> lock(mutex_);
     return capture_.depth();
