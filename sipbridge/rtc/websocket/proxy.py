@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`proxy`: the audio proxy's own protocol, and the simplest one to write an agent for.
+
+::
+
+    to the agent                                  from the agent
+    {parameters}                 first, if any    binary: PCM16LE mono, in pieces of any size
+    binary: PCM16LE mono, 20 ms                   {"type": "text", "content": "…"}
+    {"type": "dtmf", "digit": "5",                {"type": "clear"}
+     "durationMs": 160}                           {"type": "mark", "name": "…"}
+    {"type": "text", "content": "…"}              {"type": "dtmf", "digits": "12#"}
+    {"type": "mark", "name": "…",                 {"type": "hangup"}
+     "event": "played" | "cleared"}               {"type": "transfer", "to": "…"}, {"type": "hold"}
+
+16 kHz where the configuration does not say otherwise. An agent that knows binary messages and
+``{"type": "text"}`` alone is a whole one.
+"""
+
+import json
+from collections.abc import Sequence
+
+from sipbridge.rtc.websocket.protocol import (
+    Audio,
+    Broken,
+    BrokenError,
+    Clear,
+    Digits,
+    Event,
+    Hangup,
+    Mark,
+    Message,
+    Protocol,
+    Samples,
+    Unknown,
+    Unsupported,
+    Wire,
+    format_pcm,
+    get_text,
+    parse_object,
+    parse_pcm,
+)
+
+
+class ProxyProtocol(Protocol):
+    """The bridge's side."""
+
+    rates_hz = (16000, 8000, 24000, 48000)
+
+    def start(self) -> Sequence[Wire]:
+        parameters = self.conversation.parameters
+        return (json.dumps(dict(parameters)),) if parameters else ()
+
+    def audio(self, samples: Samples) -> Sequence[Wire]:
+        return (format_pcm(samples),)
+
+    def digit(self, digit: str, duration_ms: int) -> Sequence[Wire]:
+        return (json.dumps({"type": "dtmf", "digit": digit, "durationMs": duration_ms}),)
+
+    def message(self, text: str, topic: str) -> Sequence[Wire]:
+        return (json.dumps({"type": "text", "content": text}),)
+
+    def mark_reached(self, mark: Mark, cleared: bool) -> Sequence[Wire]:
+        event = "cleared" if cleared else "played"
+        return (json.dumps({"type": "mark", "name": mark.name, "event": event}),)
+
+    def receive(self, data: Wire) -> Sequence[Event]:
+        try:
+            if isinstance(data, bytes):
+                return (Audio(parse_pcm(data)),)
+            message = parse_object(data)
+            match message.get("type"):
+                case "text":
+                    return (Message("text", get_text(message, "content")),)
+                case "clear":
+                    return (Clear(),)
+                case "mark":
+                    return (Mark(get_text(message, "name")),)
+                case "dtmf":
+                    return (Digits(get_text(message, "digits")),)
+                case "hangup":
+                    return (Hangup(),)
+                case "transfer" | "hold" | "unhold" as wish:
+                    return (Unsupported(wish),)
+                case other:
+                    return (Unknown(f"a message of type {other!r}"),)
+        except BrokenError as error:
+            return (Broken(str(error)),)
