@@ -6,6 +6,7 @@ built in code as well; their validation is the same.
 """
 
 import difflib
+import importlib.metadata
 import ipaddress
 import itertools
 import json
@@ -35,11 +36,16 @@ from sipbridge import routing
 from sipbridge.errors import ConfigError, ConfigFileError
 
 CODECS = ("PCMU", "PCMA", "G722", "opus")
+# Those of the package; more may come by entry points.
+AGENT_PROTOCOLS = ("asterisk", "audiosocket", "jambonz", "openai", "proxy", "telnyx", "twilio", "vonage")
+AGENT_ENTRY_POINTS = "sipbridge.agent_protocols"
 MAX_CALLS = 1024  # what pjsua2 is built for
 ENVIRONMENT_PREFIX = "SIPBRIDGE_"
 
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_HTTP_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 section 5.6.2
+_OWN_HTTP_HEADERS = frozenset({"host", "connection", "upgrade", "content-length", "transfer-encoding"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -107,6 +113,14 @@ def _resolve_path(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
+def _resolve_sound(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str):
+        value = _directory(info) / value
+    if isinstance(value, Path) and not value.is_file():
+        raise _error(f"there is no file {value}")
+    return value
+
+
 def _parse_network(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -169,6 +183,33 @@ def _check_template(value: str) -> str:
     return value
 
 
+def _check_agent_url(value: str) -> str:
+    scheme, colon, rest = value.partition("://")
+    if not colon or scheme not in ("ws", "wss", "audiosocket") or not rest:
+        raise ValueError(f"{value!r} is no URL of an agent: expected ws://, wss:// or audiosocket://")
+    routing.check_target_template(value)
+    return value
+
+
+def _check_agent_protocol(value: str) -> str:
+    others = importlib.metadata.entry_points(group=AGENT_ENTRY_POINTS)
+    known = sorted({*AGENT_PROTOCOLS, *(entry.name for entry in others)})
+    if value not in known:
+        raise ValueError(
+            f"unknown protocol {value!r} (known: {', '.join(known)}){_did_you_mean(value, known)}"
+        )
+    return value
+
+
+def _check_http_headers(value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    for name in value:
+        if not _HTTP_TOKEN.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a header")
+        if name.lower() in _OWN_HTTP_HEADERS or name.lower().startswith("sec-websocket-"):
+            raise ValueError(f"{name} is written by the bridge itself")
+    return value
+
+
 def _check_username(value: str) -> str:
     routing.check_text(value, "the user name", 128)
     if not value or ":" in value or '"' in value or value.strip() != value:
@@ -210,6 +251,7 @@ def _not_empty[T](value: tuple[T, ...]) -> tuple[T, ...]:
 
 Secret = Annotated[SecretStr, BeforeValidator(_resolve_secret)]
 FilePath = Annotated[Path, BeforeValidator(_resolve_path)]
+SoundPath = Annotated[Path, BeforeValidator(_resolve_sound)]
 Network = Annotated[IpNetwork, BeforeValidator(_parse_network)]
 Name = Annotated[str, AfterValidator(_check_name)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
@@ -348,6 +390,49 @@ class RuleConfig(_Table):
     hangup_when_alone: bool = False
 
 
+class VadConfig(_Table):
+    """``[agent.vad]``: voice activity detection of our own."""
+
+    threshold: Annotated[float, Field(ge=0.01, le=0.99)] = 0.5  # less hears more, and more that is no speech
+    start_ms: Annotated[int, Field(ge=0, le=2000)] = 60  # speech this long begins it
+    stop_ms: Annotated[int, Field(ge=32, le=10_000)] = 500  # silence this long ends it
+    pre_speech_ms: Annotated[int, Field(ge=0, le=2000)] = 300  # sent with it, of what came before
+    barge_in: bool = False  # the agent falls silent when the caller speaks
+    only_speech: bool = False  # nothing else is sent to the agent
+
+
+class AgentConfig(_Table):
+    """``[[agent]]``: a voice agent, the target ``agent:NAME``."""
+
+    name: Name
+    url: Annotated[
+        tuple[Annotated[str, AfterValidator(_check_agent_url)], ...], _LIST, _UNIQUE, _NOT_EMPTY
+    ]  # tried in order
+    protocol: Annotated[str, AfterValidator(_check_agent_protocol)] = "proxy"
+    sample_rate_hz: Annotated[int, Field(ge=8000, le=48000)] | None = None  # None: as the protocol prefers
+    frame_ms: Literal[10, 20, 40, 60, 80, 100] = 20  # of audio in each message to it
+    headers: Annotated[dict[str, Secret], AfterValidator(_check_http_headers)] = {}
+    token: Secret | None = None  # sent as Authorization: Bearer
+    ca: FilePath | None = None  # PEM; None: the system's
+    parameters: dict[str, Any] = {}  # what the protocol tells it of the call
+    answer: Literal["ready", "now"] = "ready"  # when the telephone is answered
+    connect_timeout_s: Annotated[Seconds, Field(gt=0)] = 5.0  # of each URL
+    reconnect_s: Seconds = 10.0  # for how long a lost connection is tried again
+    reconnect_prompt: SoundPath | None = None  # a sound file, heard meanwhile; None: silence
+    max_buffer_s: Annotated[Seconds, Field(ge=1)] = 120.0  # of its speech; then it is not read from
+    allow: Annotated[tuple[Literal["hangup", "dtmf"], ...], _LIST, _UNIQUE] = ("hangup", "dtmf")
+    vad: VadConfig | None = None  # None: the agent finds out by itself who speaks
+
+    @model_validator(mode="after")
+    def _check_protocol(self) -> "AgentConfig":
+        is_stream = self.protocol == "audiosocket"
+        for url in self.url:
+            if url.startswith("audiosocket:") != is_stream:
+                wanted = "audiosocket://" if is_stream else "ws:// or wss://"
+                raise _error(f"{url}: the protocol {self.protocol} is spoken over {wanted}", "url")
+        return self
+
+
 class HttpConfig(_Table):
     """``[http]``: the API."""
 
@@ -370,6 +455,7 @@ class Config(_Table):
     media: MediaConfig = MediaConfig()
     trunk: Annotated[tuple[TrunkConfig, ...], _LIST] = ()
     rule: Annotated[tuple[RuleConfig, ...], _LIST] = ()
+    agent: Annotated[tuple[AgentConfig, ...], _LIST] = ()
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()
 
@@ -389,7 +475,7 @@ class Config(_Table):
     @model_validator(mode="after")
     def _check_whole(self) -> "Config":
         problems = [
-            *_name_problems(self.trunk, self.rule),
+            *_name_problems(self.trunk, self.rule, self.agent),
             *_cross_problems(self.sip, list(enumerate(self.trunk))),
         ]
         if problems:
@@ -404,15 +490,25 @@ def _get(item: Any, key: str) -> Any:
     return item.get(key) if isinstance(item, dict) else getattr(item, key, None)
 
 
-def _name_problems(trunks: Sequence[Any], rules: Sequence[Any]) -> Iterator[tuple[_Loc, str]]:
-    """Names given twice, and rules that name no trunk; the items may be models or what the file says."""
-    for table, items in (("trunk", trunks), ("rule", rules)):
+def _name_problems(
+    trunks: Sequence[Any], rules: Sequence[Any], agents: Sequence[Any]
+) -> Iterator[tuple[_Loc, str]]:
+    """Names given twice, and rules that name no trunk or no agent; items are models or what the file says."""
+    for table, items in (("trunk", trunks), ("rule", rules), ("agent", agents)):
         seen: list[Any] = []
         for index, item in enumerate(items):
             name = _get(item, "name")
             if name is not None and name in seen:
                 yield (table, index, "name"), f'there is already a {table} "{name}"'
             seen.append(name)
+    agent_names = [name for name in (_get(agent, "name") for agent in agents) if isinstance(name, str)]
+    for index, rule in enumerate(rules):
+        target = _get(rule, "target")
+        if isinstance(target, str) and target.startswith("agent:") and "{" not in target:
+            agent = target.removeprefix("agent:")
+            if agent not in agent_names:
+                hint = _did_you_mean(agent, agent_names)
+                yield ("rule", index, "target"), f'there is no [[agent]] "{agent}"{hint}'
     if rules and not trunks:
         yield ("rule",), "there are rules but no [[trunk]], so no call could come in"
         return
@@ -512,7 +608,7 @@ class _Reader:
                 self._add((name,), f"expected a list of tables, each under [[{name}]]")
         trunks = [(i, trunk) for i, trunk in enumerate(parts.get("trunk", ())) if trunk is not None]
         for loc, message in (
-            *_name_problems(self._items("trunk"), self._items("rule")),
+            *_name_problems(self._items("trunk"), self._items("rule"), self._items("agent")),
             *_cross_problems(parts.get("sip", SipConfig()), trunks),
         ):
             self._add(loc, message)
@@ -600,7 +696,7 @@ def _table_and_key(loc: _Loc, data: Any) -> tuple[str | None, str | None]:
     elif len(loc) > 2 and loc[:2] == ("sip", "tls"):
         table, rest = "[sip.tls]", loc[2:]
     else:
-        table, rest = (f"[[{loc[0]}]]" if loc[0] in ("trunk", "rule") else f"[{loc[0]}]"), loc[1:]
+        table, rest = (f"[[{loc[0]}]]" if loc[0] in ("trunk", "rule", "agent") else f"[{loc[0]}]"), loc[1:]
     key = ""
     for part in rest:
         # The n-th item of a list is said as people count.

@@ -604,7 +604,7 @@ def test_warnings() -> None:
 @pytest.mark.parametrize("path", [CONF / "sipbridge.toml", *sorted((CONF / "examples").glob("*.toml"))])
 def test_the_files_of_conf_can_be_used(path: Path) -> None:
     """They load, and give no warning."""
-    config = load_config(path, {"ALICE_PASSWORD": "x"})
+    config = load_config(path, {"ALICE_PASSWORD": "x", "AGENT_TOKEN": "x"})
     assert config_warnings(config) == []
 
 
@@ -688,6 +688,8 @@ def test_the_documented_examples_are_right(write: Write, tmp_path: Path) -> None
     (tmp_path / "tls").mkdir()
     for name in ("fullchain.pem", "privkey.pem", "ca.pem"):
         (tmp_path / "tls" / name).write_text("PEM")
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "sounds" / "wait.wav").write_bytes(b"RIFF")
     environ = {name: "x" for name in re.findall(r'\{ env = "(\w+)" \}', text) if name != "NAME"}
     config = load_config(write(re.sub(r"(?m)^#(?=[a-z\[])", "", text)), environ)
     (trunk,) = config.trunk

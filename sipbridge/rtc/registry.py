@@ -16,6 +16,10 @@ BACKENDS = {
     "tone": "sipbridge.rtc.testing:ToneConnection",
     "silence": "sipbridge.rtc.testing:SilenceConnection",
     "play": "sipbridge.rtc.testing:PlayConnection",
+    "agent": "sipbridge.rtc.websocket.connection:WebSocketConnection",
+    "ws": "sipbridge.rtc.websocket.connection:WebSocketConnection",
+    "wss": "sipbridge.rtc.websocket.connection:WebSocketConnection",
+    "audiosocket": "sipbridge.rtc.websocket.connection:WebSocketConnection",
 }
 
 

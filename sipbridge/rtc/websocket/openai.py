@@ -177,7 +177,7 @@ class OpenaiProtocol(Protocol):
             raise BrokenError("a function call whose arguments are no JSON") from None
         match message.get("name"):
             case "hangup":
-                return (Hangup(),)
+                return (Hangup(after_speech=True),)
             case "press_keys" if isinstance(arguments, dict):
                 return (Digits(get_text(arguments, "keys")),)
             case name:

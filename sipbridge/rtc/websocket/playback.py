@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from sipbridge.media.loop import MakeSource, SampleSource
 from sipbridge.resample import LiveResampler, ResamplerKind, make_resampler
-from sipbridge.rtc.websocket.protocol import Mark
 
 type Samples = NDArray[np.int16]
 
@@ -54,7 +53,7 @@ class Played(Protocol):
 class _Pending:
     """A mark between the samples."""
 
-    mark: Mark
+    reached: Callable[[bool], None]
     done: bool = False
 
 
@@ -67,12 +66,11 @@ class AgentPlayback:
         *,
         rate_hz: int,
         max_buffer_s: float,
-        on_mark: Callable[[Mark, bool], None],
         on_room: Callable[[], None],
         live_resampler: ResamplerKind = "polyphase",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_mark(mark, cleared)` and `on_room()`, after `is_full`, are called on the event loop."""
+        """`on_room` is called, on the event loop, when it `is_full` no more."""
         self.rate_hz = rate_hz  # the agent's; may be changed as long as nothing was written
         self.live_resampler: ResamplerKind = live_resampler
         self.prompt: MakeSource | None = None  # heard where there is no speech
@@ -80,7 +78,6 @@ class AgentPlayback:
         self.is_full = False  # no more should be written for now; it is not refused
         self._played = played
         self._max_buffer_s = max_buffer_s
-        self._on_mark = on_mark
         self._on_room = on_room
         self._clock = clock
         self._loop = asyncio.get_running_loop()
@@ -99,6 +96,11 @@ class AgentPlayback:
         self._pace = _Pace()
 
     # --- the agent's side
+
+    @property
+    def written(self) -> int:
+        """The position behind all that was written."""
+        return self._written
 
     @property
     def position(self) -> int:
@@ -125,9 +127,9 @@ class AgentPlayback:
         if self.queued > self._max_buffer_s * self.rate_hz:
             self.is_full = True
 
-    def mark(self, mark: Mark) -> None:
-        """`on_mark` is told once all that was written before has been played, or cleared."""
-        pending = _Pending(mark)
+    def mark(self, reached: Callable[[bool], None]) -> None:
+        """`reached(cleared)` is called, on the event loop, when all written before was played, or cleared."""
+        pending = _Pending(reached)
         self._marks[pending] = None
         self._pieces.append(pending)
 
@@ -150,7 +152,7 @@ class AgentPlayback:
         self._marks.pop(pending, None)
         if not pending.done and not self._closed:
             pending.done = True
-            self._on_mark(pending.mark, cleared)
+            pending.reached(cleared)
 
     def _make_room(self) -> None:
         if self.is_full and not self._closed:

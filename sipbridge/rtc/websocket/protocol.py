@@ -86,7 +86,7 @@ class Digits:
 class Hangup:
     """The call shall end."""
 
-    detail: str = ""
+    after_speech: bool = False  # when what was sent before has been heard
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +176,10 @@ class Protocol(abc.ABC):
 
     def digit(self, digit: str, duration_ms: int) -> Sequence[Wire]:
         """The telephone pressed a key."""
+        return ()
+
+    def speech(self, started: bool) -> Sequence[Wire]:
+        """The telephone began or ceased to speak, as our own detector has it."""
         return ()
 
     def message(self, text: str, topic: str) -> Sequence[Wire]:

@@ -11,6 +11,8 @@
     {"type": "text", "content": "…"}              {"type": "dtmf", "digits": "12#"}
     {"type": "mark", "name": "…",                 {"type": "hangup"}
      "event": "played" | "cleared"}               {"type": "transfer", "to": "…"}, {"type": "hold"}
+    {"type": "speech_started"}, and _stopped,
+     where the configuration has a detector
 
 16 kHz where the configuration does not say otherwise. An agent that knows binary messages and
 ``{"type": "text"}`` alone is a whole one.
@@ -56,6 +58,9 @@ class ProxyProtocol(Protocol):
     def digit(self, digit: str, duration_ms: int) -> Sequence[Wire]:
         return (json.dumps({"type": "dtmf", "digit": digit, "durationMs": duration_ms}),)
 
+    def speech(self, started: bool) -> Sequence[Wire]:
+        return (json.dumps({"type": "speech_started" if started else "speech_stopped"}),)
+
     def message(self, text: str, topic: str) -> Sequence[Wire]:
         return (json.dumps({"type": "text", "content": text}),)
 
@@ -78,7 +83,7 @@ class ProxyProtocol(Protocol):
                 case "dtmf":
                     return (Digits(get_text(message, "digits")),)
                 case "hangup":
-                    return (Hangup(),)
+                    return (Hangup(after_speech=True),)
                 case "transfer" | "hold" | "unhold" as wish:
                     return (Unsupported(wish),)
                 case other:

@@ -157,7 +157,7 @@ def test_tools_of_ours_and_of_others() -> None:
     protocol = make()
     call = {"call_id": "c1", "item_id": "i"}
     kind = "response.function_call_arguments.done"
-    assert say(protocol, kind, name="hangup", arguments="{}", **call) == [Hangup()]
+    assert say(protocol, kind, name="hangup", arguments="{}", **call) == [Hangup(after_speech=True)]
     assert say(protocol, kind, name="press_keys", arguments='{"keys":"1w2"}', **call) == [Digits("1w2")]
     (message,) = say(protocol, kind, name="weather", arguments='{"city":"Ulm"}', **call)
     assert isinstance(message, Message)

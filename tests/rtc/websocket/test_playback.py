@@ -8,7 +8,6 @@ import pytest
 from sipbridge.media.loop import SampleSource
 from sipbridge.media.tones import Clip
 from sipbridge.rtc.websocket.playback import AgentPlayback
-from sipbridge.rtc.websocket.protocol import Mark
 from tests.support import audio
 from tests.support.codecs import Samples
 from tests.support.event_loop import in_event_loop, settle
@@ -30,11 +29,13 @@ class Phone:
             self,
             rate_hz=agent_hz,
             max_buffer_s=max_buffer_s,
-            on_mark=lambda mark, cleared: self.marks.append((mark.name, cleared)),
             on_room=self._has_room,
             clock=lambda: self.now_s,
         )
         self.source: SampleSource = self.playback.make(rate_hz)
+
+    def mark_speech(self, name: str) -> None:
+        self.playback.mark(lambda cleared: self.marks.append((name, cleared)))
 
     def _has_room(self) -> None:
         self.room += 1
@@ -193,11 +194,11 @@ async def test_clear_and_more_speech_before_the_next_frame() -> None:
 @in_event_loop
 async def test_marks_are_answered_when_they_are_heard() -> None:
     phone = Phone()
-    phone.playback.mark(Mark("at once"))
+    phone.mark_speech("at once")
     phone.playback.write(audio.tone(TONE_HZ, 0.5))
-    phone.playback.mark(Mark("half"))
+    phone.mark_speech("half")
     phone.playback.write(audio.tone(TONE_HZ, 0.5))
-    phone.playback.mark(Mark("whole"))
+    phone.mark_speech("whole")
     times: dict[str, int] = {}
     for number in range(60):
         phone.listen(0.02)
@@ -216,16 +217,16 @@ async def test_clear_answers_the_marks_that_wait() -> None:
     """Each once; one behind the cut waits for its own time."""
     phone = Phone()
     phone.playback.write(audio.tone(TONE_HZ, 0.1))
-    phone.playback.mark(Mark("heard"))
+    phone.mark_speech("heard")
     phone.playback.write(audio.tone(TONE_HZ, 5.0))
-    phone.playback.mark(Mark("a"))
-    phone.playback.mark(Mark("b"))
+    phone.mark_speech("a")
+    phone.mark_speech("b")
     phone.listen(0.2)
     await settle()
     phone.playback.clear()
     assert phone.marks == [("heard", False), ("a", True), ("b", True)]
     phone.playback.write(audio.tone(TONE_HZ, 0.1))
-    phone.playback.mark(Mark("c"))
+    phone.mark_speech("c")
     phone.listen(0.3)
     await settle()
     assert phone.marks[3:] == [("c", False)]
@@ -316,7 +317,7 @@ async def test_a_prompt_is_heard_where_there_is_no_speech() -> None:
 async def test_closed_it_answers_nothing() -> None:
     phone = Phone()
     phone.playback.write(audio.tone(TONE_HZ, 1.0))
-    phone.playback.mark(Mark("a"))
+    phone.mark_speech("a")
     phone.playback.close()
     assert not phone.listen(1.0).any()
     await settle()
@@ -341,7 +342,7 @@ def test_two_threads() -> None:
         task = asyncio.ensure_future(reading)
         for number in range(3000):
             phone.playback.write(np.full(1 + number % 400, 1000, np.int16))
-            phone.playback.mark(Mark(str(number)))
+            phone.mark_speech(str(number))
             if number % 500 == 499:
                 phone.playback.clear()
             if number % 20 == 0:

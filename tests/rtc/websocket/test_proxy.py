@@ -71,7 +71,7 @@ def test_what_the_agent_says() -> None:
         Clear(),
         Mark("m"),
         Digits("1w2#"),
-        Hangup(),
+        Hangup(after_speech=True),
         Unsupported("transfer"),
         Unsupported("hold"),
         Unknown("a message of type 'sing'"),
