@@ -28,6 +28,7 @@ from sipbridge import __version__, ports
 from sipbridge.client import ApiClient, NoServerError, TokenError, api_url, find_token
 from sipbridge.config import (
     Config,
+    LogConfig,
     TrunkConfig,
     config_warnings,
     load_config,
@@ -42,6 +43,8 @@ from sipbridge.routing import join_host_port, match_rule, match_trunk, split_hos
 if TYPE_CHECKING:  # loading it loads the SIP engine, which most commands have no use for
     from sipbridge.app import App
     from sipbridge.loadtest.capacity import Step
+    from sipbridge.proxy.model import Model
+    from sipbridge.proxy.server import ProxySettings
 
 POLL_S = 0.25  # how often a dial looks at its call
 SETUP_POLL_S = 0.05  # until the answer: some let it ring for the blink of an eye
@@ -742,6 +745,77 @@ def rooms(api: ApiOption = None, as_json: JsonOption = False) -> None:
             return
         rows = [(room.name, f"{room.rate_hz} Hz", " ".join(room.members)) for room in found]
         typer.echo(_table(("ROOM", "RATE", "CALLS"), rows) if rows else "no rooms")
+
+
+# ---------------------------------------------------------------- proxy
+
+
+@cli.command()
+def proxy(
+    model_url: Annotated[
+        str, typer.Option(metavar="URL", help="OpenAI-compatible, without /chat/completions.")
+    ],
+    model: Annotated[str, typer.Option(help="Its name there.")] = "gpt-audio",
+    token: Annotated[
+        str, typer.Option(envvar="SIPBRIDGE_MODEL_TOKEN", help="Sent as a bearer token.", show_default=False)
+    ] = "",
+    voice: Annotated[str, typer.Option(help="The voice that it answers with.")] = "alloy",
+    prompt: Annotated[str, typer.Option(help="Its instructions, where a call brings none.")] = "",
+    model_rate: Annotated[int, typer.Option(metavar="HZ", help="The rate of its answers.")] = 24000,
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT")] = "127.0.0.1:8765",
+    gather: Annotated[
+        str, typer.Option(metavar="vad|chunk", help="What is sent: utterances, or pieces of one length.")
+    ] = "vad",
+    chunk_duration_s: Annotated[
+        float, typer.Option(metavar="S", min=0.1, max=30.0, help="The length of such a piece.")
+    ] = 1.0,
+) -> None:
+    """Run the audio proxy: an agent whose words come from a speech model.
+
+    Calls reach it by the target ws://HOST:PORT. Ctrl-C and SIGTERM end it.
+
+    \b
+    sipbridge proxy --model-url http://127.0.0.1:8000/v1 --model my-model
+    """
+    with _errors_shown():
+        try:
+            host, port = split_host_port(listen)
+        except ValueError as error:
+            raise ConfigError(str(error), key="--listen") from None
+        if gather not in ("vad", "chunk"):
+            raise ConfigError(f"{gather!r} is neither vad nor chunk", key="--gather")
+        if port is None:
+            raise ConfigError(f"{listen!r} has no port", key="--listen")
+        if not model_url.startswith(("http://", "https://")):
+            raise ConfigError(f"{model_url!r} is no URL: expected http:// or https://", key="--model-url")
+        from sipbridge.proxy.model import Model
+        from sipbridge.proxy.server import ProxySettings
+
+        settings = ProxySettings(
+            chunk_duration_s=chunk_duration_s if gather == "chunk" else None,
+            model_rate_hz=model_rate,
+            prompt=prompt,
+        )
+        with LogWriter(LogConfig()):
+            asyncio.run(_proxy(host, port, Model(model_url, model=model, token=token, voice=voice), settings))
+
+
+async def _proxy(host: str, port: int, model: "Model", settings: "ProxySettings") -> None:
+    from sipbridge.proxy.server import run_proxy
+
+    stops = _Stops()
+    try:
+        async with run_proxy(host, port, model, settings) as port:
+            typer.echo(f"the audio proxy is listening at ws://{join_host_port(host, port)}")
+            sys.stdout.flush()
+            await stops.asked.wait()
+    except OSError as error:
+        raise ConfigError(f"cannot listen: {error.strerror or error}", key="--listen") from None
+    finally:
+        await model.close()
+
+
+# ---------------------------------------------------------------- version
 
 
 @cli.command()

@@ -26,23 +26,30 @@ The tests run on a real media loop whose ticks they call themselves. A far side 
 import asyncio
 import contextlib
 import importlib.metadata
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from websockets.asyncio.server import ServerConnection
 
+from sipbridge.config import AgentConfig, Config
 from sipbridge.errors import EndKind, RtcError
 from sipbridge.media.tones import Tone
 from sipbridge.routing import Target
 from sipbridge.rtc import registry
 from sipbridge.rtc.base import RtcContext
 from sipbridge.rtc.registry import make_connection
+from sipbridge.rtc.websocket.audiosocket import format_message
+from sipbridge.rtc.websocket.transport import forget_certificates
 from tests.contract.duplex import DuplexConnection
-from tests.support import audio
+from tests.support import agents, audio
+from tests.support.certificates import Authority, Certificate
 from tests.support.codecs import Samples
 from tests.support.event_loop import in_event_loop, settle, until
 from tests.support.fake_bank import FakeMedia
 from tests.support.fake_rtc import FakeCall, make_context
+from tests.support.ports import free_port
 
 PHONE_HZ = 700.0  # what the telephone says
 
@@ -53,6 +60,7 @@ class Backend:
     target: str
     bad_targets: tuple[str, ...] = ()
     says_hz: float = 0.0
+    config = Config()
 
     async def open(self, media: FakeMedia, context: RtcContext) -> None:
         """Before the first call."""
@@ -138,6 +146,80 @@ class Duplex(Backend):
         return np.concatenate([np.zeros(0, np.int16), *DuplexConnection.heard]), DuplexConnection.heard_hz
 
 
+class VoiceAgent(Backend):
+    """The far side says a minute of a tone at once. Time stands still on its loop, sockets do not."""
+
+    bad_targets = ("agent:", "agent:nobody")
+    says_hz = 500.0
+    subject = "agent:far"
+
+    def __init__(self, tls: Certificate | None = None) -> None:
+        port = free_port()
+        url = f"ws{'s' if tls else ''}://127.0.0.1:{port}/calls"
+        self.config = Config(agent=(AgentConfig(name="far", url=(url,)),))
+        self.target = url if tls or self.subject == "ws:" else self.subject
+        self._port, self._tls = port, tls
+
+    async def open(self, media: FakeMedia, context: RtcContext) -> None:
+        self._agent = agents.Agent(self._talk)
+        options = {"ssl": self._tls.server_context()} if self._tls else {}
+        await self._agent.start(self._port, **options)
+
+    async def _talk(self, agent: agents.Agent, connection: ServerConnection) -> None:
+        agent.messages.clear()
+        for _ in range(60):
+            await connection.send(audio.tone(self.says_hz, 1.0, 16000).tobytes())
+        await agents.listen(agent, connection)
+
+    def heard(self) -> tuple[Samples, int]:
+        pieces = [piece for piece in self._agent.messages if isinstance(piece, bytes)]
+        return np.frombuffer(b"".join(pieces), np.int16), 16000
+
+    async def wait(self) -> None:
+        for _ in range(12):
+            await settle()
+            time.sleep(0.001)
+
+    async def shut(self) -> None:
+        await self._agent.stop()
+
+
+class BareAgent(VoiceAgent):
+    bad_targets = ("ws:", "ws://127.0.0.1#speech")
+    subject = "ws:"
+
+
+class AudioSocket(VoiceAgent):
+    bad_targets = ("audiosocket:", "audiosocket://127.0.0.1:5#twilio")
+
+    def __init__(self) -> None:
+        self._port = free_port()
+        self.target = f"audiosocket://127.0.0.1:{self._port}"
+
+    async def open(self, media: FakeMedia, context: RtcContext) -> None:
+        self._heard = bytearray()
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._heard.clear()
+        for _ in range(60):
+            writer.write(format_message(0x10, audio.tone(self.says_hz, 1.0).tobytes()))
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readexactly(3)
+                payload = await reader.readexactly(int.from_bytes(head[1:], "big"))
+                if head[0] == 0x10:
+                    self._heard += payload
+        writer.close()
+
+    def heard(self) -> tuple[Samples, int]:
+        return np.frombuffer(bytes(self._heard), np.int16), 8000
+
+    async def shut(self) -> None:
+        self._server.close()
+        await self.wait()
+
+
 @pytest.fixture(params=[*registry.BACKENDS, "duplex"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Every backend of the package, and one that is found by its entry point."""
@@ -149,9 +231,22 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         )
         points = importlib.metadata.EntryPoints([entry])
         monkeypatch.setattr(importlib.metadata, "entry_points", points.select)
-    return {"local": Local, "echo": EchoBackend, "tone": ToneBackend, "silence": Silence, "duplex": Duplex}[
-        request.param
-    ]()
+    if request.param == "wss":
+        authority = Authority(tmp_path)
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+        forget_certificates()
+        return VoiceAgent(authority.issue("127.0.0.1"))
+    backends: dict[str, type[Backend]] = {
+        "local": Local,
+        "echo": EchoBackend,
+        "tone": ToneBackend,
+        "silence": Silence,
+        "duplex": Duplex,
+        "agent": VoiceAgent,
+        "ws": BareAgent,
+        "audiosocket": AudioSocket,
+    }
+    return backends[request.param]()
 
 
 @pytest.fixture
@@ -160,8 +255,8 @@ def media() -> FakeMedia:
 
 
 @pytest.fixture
-def context(media: FakeMedia) -> RtcContext:
-    return make_context(media)
+def context(media: FakeMedia, backend: Backend) -> RtcContext:
+    return make_context(media, backend.config)
 
 
 def make_call(media: FakeMedia, context: RtcContext, backend: Backend, rate_hz: int = 8000) -> FakeCall:

@@ -20,8 +20,8 @@ from tests.support.fake_bank import FakeMedia, FakePort
 HUNG_UP = EndReason(EndKind.HANGUP, "hung up")
 
 
-def make_context(media: FakeMedia) -> RtcContext:
-    return RtcContext(Config(), media.loop, LocalRooms())
+def make_context(media: FakeMedia, config: Config | None = None) -> RtcContext:
+    return RtcContext(config or Config(), media.loop, LocalRooms())
 
 
 class FakeCall:

@@ -336,7 +336,7 @@ class WebSocketConnection(RtcConnection):
     def note(self, event: str, **fields: object) -> None:
         self._log.info(event, **fields)
 
-    def wishes(self, event: Event) -> None:
+    def wishes(self, session: "Session", event: Event) -> None:
         """What an agent asks of the call."""
         if self._closed:
             return
@@ -357,9 +357,12 @@ class WebSocketConnection(RtcConnection):
                 else:
                     self._hang_up(reason)
             case Digits() | Hangup():
-                self.warn(type(event).__name__, "the agent asks for what its configuration does not allow")
-            case Unsupported(what):
-                self.warn(what, f"the agent asks for what this bridge cannot do: {what}")
+                wish = "dtmf" if isinstance(event, Digits) else "hangup"
+                self.warn(wish, "the agent asks for what its configuration does not allow", wish=wish)
+                session.send(session.protocol.refused(wish))
+            case Unsupported(wish):
+                self.warn(wish, "the agent asks for what this bridge cannot do", wish=wish)
+                session.send(session.protocol.refused(wish))
 
     def _hang_up(self, reason: EndReason) -> None:
         if not self._closed:
@@ -527,7 +530,7 @@ class Session:
             case Unknown(detail):
                 self._owner.warn("unknown", "a message of the agent means nothing here", reason=detail)
             case _:
-                self._owner.wishes(event)
+                self._owner.wishes(self, event)
 
     def _play(self, samples: Samples) -> None:
         speech = self._speech

@@ -194,6 +194,10 @@ class Protocol(abc.ABC):
         """Playback was cleared at `position`, counted in samples of all `Audio` that `receive` gave."""
         return ()
 
+    def refused(self, wish: str) -> Sequence[Wire]:
+        """What the agent asked of the call ("hangup", "dtmf", "transfer" …) is not done."""
+        return ()
+
     def status(self, queued_ms: int) -> Sequence[Wire]:
         """The answer to `StatusAsked`."""
         return ()

@@ -13,6 +13,7 @@
      "event": "played" | "cleared"}               {"type": "transfer", "to": "…"}, {"type": "hold"}
     {"type": "speech_started"}, and _stopped,
      where the configuration has a detector
+    {"type": "refused", "request": "transfer"}
 
 16 kHz where the configuration does not say otherwise. An agent that knows binary messages and
 ``{"type": "text"}`` alone is a whole one.
@@ -46,7 +47,7 @@ from sipbridge.rtc.websocket.protocol import (
 class ProxyProtocol(Protocol):
     """The bridge's side."""
 
-    rates_hz = (16000, 8000, 24000, 48000)
+    rates_hz = (16000, 8000, 12000, 22050, 24000, 32000, 44100, 48000)
 
     def start(self) -> Sequence[Wire]:
         parameters = self.conversation.parameters
@@ -67,6 +68,9 @@ class ProxyProtocol(Protocol):
     def mark_reached(self, mark: Mark, cleared: bool) -> Sequence[Wire]:
         event = "cleared" if cleared else "played"
         return (json.dumps({"type": "mark", "name": mark.name, "event": event}),)
+
+    def refused(self, wish: str) -> Sequence[Wire]:
+        return (json.dumps({"type": "refused", "request": wish}),)
 
     def receive(self, data: Wire) -> Sequence[Event]:
         try:

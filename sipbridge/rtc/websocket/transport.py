@@ -101,6 +101,11 @@ def _ssl_context(ca: Path | None) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=ca)  # takes some 20 ms: not for each call
 
 
+def forget_certificates() -> None:
+    """Reads the trusted ones anew for the next connection: files may have been renewed."""
+    _ssl_context.cache_clear()
+
+
 async def _open_websocket(
     url: str,
     incoming: Incoming,

@@ -113,9 +113,8 @@ async def test_audiosocket_echo(bare: bool) -> None:
 @in_real_time
 async def test_bare_url_with_a_protocol() -> None:
     """`ws://…` is spoken to as `proxy`, or as what its fragment says."""
-    async with agent(listen) as server:
-        async with call(Config(), f"{server.url}#twilio"):
-            await until(lambda: server.objects(event="media"))
+    async with agent(listen) as server, call(Config(), f"{server.url}#twilio"):
+        await until(lambda: server.objects(event="media"))
     async with agent(listen) as server:
         async with call(Config(), server.url):
             await until(lambda: server.messages)
@@ -287,6 +286,12 @@ async def test_wishes_that_are_not_allowed(caplog: pytest.LogCaptureFixture) -> 
     ):
         await until(lambda: line.told)
         assert line.told == [("message", "text", "done")]
+        await until(lambda: len(server.objects(type="refused")) == 6)
+        assert [wish["request"] for wish in server.objects(type="refused")[:3]] == [
+            "dtmf",
+            "hangup",
+            "transfer",
+        ]
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 3
     assert all("5f2c9e0a1b7d" in str(record.msg) for record in warnings)

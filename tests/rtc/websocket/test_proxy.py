@@ -41,12 +41,18 @@ def test_what_the_agent_is_told() -> None:
         *protocol.message("hello", ""),
         *protocol.mark_reached(Mark("m"), False),
         *protocol.mark_reached(Mark("n"), True),
+        *protocol.speech(True),
+        *protocol.speech(False),
+        *protocol.refused("transfer"),
     ]
     assert [json.loads(str(message)) for message in told] == [
         {"type": "dtmf", "digit": "5", "durationMs": 160},
         {"type": "text", "content": "hello"},
         {"type": "mark", "name": "m", "event": "played"},
         {"type": "mark", "name": "n", "event": "cleared"},
+        {"type": "speech_started"},
+        {"type": "speech_stopped"},
+        {"type": "refused", "request": "transfer"},
     ]
 
 
