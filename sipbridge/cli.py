@@ -274,6 +274,10 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
                     "listeners": listeners,
                     "trunks": [_trunk_row(trunk) for trunk in settings.trunk],
                     "rules": [rule.model_dump(by_alias=True) for rule in settings.rule],
+                    "agents": [
+                        {"name": agent.name, "protocol": agent.protocol, "url": list(agent.url)}
+                        for agent in settings.agent
+                    ],
                     "firewall": [
                         {"transport": transport, "first": first, "last": last, "for": purpose}
                         for transport, first, last, purpose in required_ports(settings)
@@ -367,6 +371,17 @@ def _check_report(
             if config.rule
             else "No rules: every call that comes in is refused.",
             "",
+            *(
+                [
+                    _table(
+                        ("AGENT", "PROTOCOL", "URL"),
+                        [(agent.name, agent.protocol, " ".join(agent.url)) for agent in config.agent],
+                    ),
+                    "",
+                ]
+                if config.agent
+                else []
+            ),
             _table(("FIREWALL", "PORT", "FOR"), firewall)
             if firewall
             else "No port for a firewall to open: all of it is for this host.",

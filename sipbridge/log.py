@@ -31,8 +31,8 @@ from sipbridge.events import CallEnded, CallEvent, CallMessage, CallStarted
 
 MAX_QUEUED_LINES = 10_000
 
-# They log every request at info, which says nothing that our own lines do not.
-_TALKATIVE = ("httpx", "httpcore", "uvicorn.access")
+# They log every request or connection at info, which says nothing that our own lines do not.
+_TALKATIVE = ("httpx", "httpcore", "picows", "uvicorn.access")
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CONTROL_BUT_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

@@ -604,7 +604,7 @@ def test_warnings() -> None:
 @pytest.mark.parametrize("path", [CONF / "sipbridge.toml", *sorted((CONF / "examples").glob("*.toml"))])
 def test_the_files_of_conf_can_be_used(path: Path) -> None:
     """They load, and give no warning."""
-    config = load_config(path, {"ALICE_PASSWORD": "x", "AGENT_TOKEN": "x"})
+    config = load_config(path, {"ALICE_PASSWORD": "x"})
     assert config_warnings(config) == []
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The agents of examples/ as processes, a call to each; and what happens to one whose process dies or stands."""
+"""The agents of examples/ as processes, a call to each; and one whose process dies, or stands."""
 
 import asyncio
 import contextlib

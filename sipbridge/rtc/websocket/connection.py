@@ -56,6 +56,7 @@ from sipbridge.rtc.websocket.transport import ConnectError, Transport, open_tran
 STUCK_S = 15.0  # an agent that reads nothing for so long is lost
 _BROKEN_IN_A_ROW = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0  # between attempts to reconnect
+_MAX_KEYS = 64  # in one message
 _KEYS = frozenset("0123456789*#ABCD")
 _FIELD = re.compile(r"\{(caller|callee|call_id|header:[^{}]+)\}")
 
@@ -345,7 +346,7 @@ class WebSocketConnection(RtcConnection):
             case Message(topic, text):
                 self._listener.message(topic, text)
             case Digits(digits) if "dtmf" in allow:
-                for digit in digits.upper():
+                for digit in digits[:_MAX_KEYS].upper():
                     if digit in _KEYS:
                         self._listener.dtmf(digit)
                     else:

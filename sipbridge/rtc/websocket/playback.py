@@ -33,6 +33,7 @@ _FADE_MS = 4  # where speech starts or breaks off
 _SETTLE_MS = 10
 _SETTLED_MS = 40
 _LOW_SHARE = 0.5  # of a full buffer: below, more is asked for
+_MAX_MARKS = 1000  # that wait; more fill the buffer as well
 # An agent that says all in real time, such as an echo, makes up for a stall by a delay that nothing uses up.
 # It is taken back where both hear silence.
 _WATCH_S = 2.0
@@ -132,6 +133,8 @@ class AgentPlayback:
         pending = _Pending(reached)
         self._marks[pending] = None
         self._pieces.append(pending)
+        if len(self._marks) > _MAX_MARKS:
+            self.is_full = True
 
     def clear(self) -> int:
         """Stops what is being said, drops what waits, answers all marks; gives the position of the cut."""
@@ -155,7 +158,7 @@ class AgentPlayback:
             pending.reached(cleared)
 
     def _make_room(self) -> None:
-        if self.is_full and not self._closed:
+        if self.is_full and not self._closed and len(self._marks) <= _LOW_SHARE * _MAX_MARKS:
             self.is_full = False
             self._on_room()
 
@@ -209,6 +212,10 @@ class AgentPlayback:
 
     def _collect(self, count: int) -> Samples:
         """Takes `count` samples, which are there, and the marks behind them."""
+        if count < self._rest.size:  # as mostly
+            samples, self._rest = self._rest[:count], self._rest[count:]
+            self._read += count
+            return samples
         parts: list[Samples] = []
         while True:
             if self._rest.size:
@@ -326,7 +333,9 @@ class _Reader:
         if samples.size < needed:
             self._silence += needed - samples.size
             samples = np.concatenate((samples, np.zeros(needed - samples.size, np.int16)))
-        new = resampler.process(samples.reshape(1, -1))[0]
+        new: Samples = resampler.process(samples.reshape(1, -1))[0]
+        if new.size == count and not self._resampled.size:
+            return new  # the resampler's own memory, good until the next read
         whole = np.concatenate((self._resampled, new))
         self._resampled = whole[count:]
         return whole[:count]

@@ -256,6 +256,22 @@ async def test_a_full_buffer_asks_for_a_pause() -> None:
 
 
 @in_event_loop
+async def test_marks_without_end_fill_it_too() -> None:
+    phone = Phone()
+    for number in range(1001):
+        assert not phone.playback.is_full
+        phone.mark_speech(str(number))
+    assert phone.playback.is_full
+    phone.listen(0.06)
+    await settle()
+    phone.listen(0.02)
+    await settle()
+    assert not phone.playback.is_full
+    assert len(phone.marks) == 1001
+    assert phone.room == 1
+
+
+@in_event_loop
 async def test_pause() -> None:
     """What waits is kept."""
     phone = Phone()
