@@ -2,12 +2,9 @@
 """The agents of examples/ as processes, a call to each; and one whose process dies, or stands."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,27 +14,10 @@ from sipbridge.config import AgentConfig, Config
 from sipbridge.errors import EndKind
 from sipbridge.media.tones import Tone
 from tests.support import audio
-from tests.support.agents import Line, call, until, until_hears
+from tests.support.agents import EXAMPLES, Line, call, program, until, until_hears
 from tests.support.ports import free_port
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 PHONE_HZ = 700.0
-
-
-@contextlib.contextmanager
-def program(name: str, port: int) -> Iterator[subprocess.Popen[str]]:
-    """An example that listens; it ends with the block."""
-    process = subprocess.Popen(
-        [sys.executable, str(EXAMPLES / name), str(port)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == f"listening at ws://127.0.0.1:{port}\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 def configure(port: int, reconnect_s: float = 10.0) -> Config:

@@ -36,7 +36,18 @@ def test_own_backends(scheme: str) -> None:
 def test_backend_of_a_third_party(monkeypatch: pytest.MonkeyPatch, context: RtcContext) -> None:
     """It is found by its entry point, and made as any other."""
     add_entry_points(monkeypatch, duplex="tests.contract.duplex:DuplexConnection")
-    assert registry.schemes() == ["duplex", "echo", "local", "play", "silence", "tone"]
+    assert registry.schemes() == [
+        "agent",
+        "audiosocket",
+        "duplex",
+        "echo",
+        "local",
+        "play",
+        "silence",
+        "tone",
+        "ws",
+        "wss",
+    ]
     assert type(registry.make_connection(Target.parse("duplex:900"), context)) is DuplexConnection
 
 
@@ -70,5 +81,5 @@ def test_unknown_scheme(monkeypatch: pytest.MonkeyPatch, context: RtcContext) ->
         registry.make_connection(Target.parse("locl:room"), context)
     assert caught.value.reason.detail == (
         "target locl:room: no channel backend for 'locl': "
-        "expected one of duplex, echo, local, play, silence, tone"
+        "expected one of agent, audiosocket, duplex, echo, local, play, silence, tone, ws, wss"
     )

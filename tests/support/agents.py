@@ -4,9 +4,12 @@
 import asyncio
 import contextlib
 import json
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -24,6 +27,7 @@ from sipbridge.rtc.registry import make_connection
 from tests.support import audio
 from tests.support.codecs import Samples
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 FRAME_S = 0.02
 HUNG_UP = EndReason(EndKind.HANGUP, "hung up")
 
@@ -250,3 +254,19 @@ async def echo(agent: Agent, connection: ServerConnection) -> None:
         elif data.get("type") == "input_audio_buffer.append":
             delta = {"type": "response.output_audio.delta", "item_id": "i", "delta": data["audio"]}
             await connection.send(json.dumps(delta))
+
+
+@contextlib.contextmanager
+def program(name: str, port: int) -> Iterator[subprocess.Popen[str]]:
+    """An agent of examples/ that listens; it ends with the block."""
+    process = subprocess.Popen(
+        [sys.executable, str(EXAMPLES / name), str(port)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == f"listening at ws://127.0.0.1:{port}\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
