@@ -201,6 +201,14 @@ def _check_agent_protocol(value: str) -> str:
     return value
 
 
+def _check_parameters(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError("a date, nan or inf cannot be said in JSON; write it as text") from None
+    return value
+
+
 def _check_http_headers(value: dict[str, SecretStr]) -> dict[str, SecretStr]:
     for name in value:
         if not _HTTP_TOKEN.fullmatch(name):
@@ -414,7 +422,9 @@ class AgentConfig(_Table):
     headers: Annotated[dict[str, Secret], AfterValidator(_check_http_headers)] = {}
     token: Secret | None = None  # sent as Authorization: Bearer
     ca: FilePath | None = None  # PEM; None: the system's
-    parameters: dict[str, Any] = {}  # what the protocol tells it of the call
+    parameters: Annotated[
+        dict[str, Any], AfterValidator(_check_parameters)
+    ] = {}  # what the protocol tells it of the call
     answer: Literal["ready", "now"] = "ready"  # when the telephone is answered
     connect_timeout_s: Annotated[Seconds, Field(gt=0)] = 5.0  # of each URL
     reconnect_s: Seconds = 10.0  # for how long a lost connection is tried again
@@ -499,7 +509,10 @@ def _name_problems(
         for index, item in enumerate(items):
             name = _get(item, "name")
             if name is not None and name in seen:
-                yield (table, index, "name"), f'there is already a {table} "{name}"'
+                yield (
+                    (table, index, "name"),
+                    f'there is already {"an" if table == "agent" else "a"} {table} "{name}"',
+                )
             seen.append(name)
     agent_names = [name for name in (_get(agent, "name") for agent in agents) if isinstance(name, str)]
     for index, rule in enumerate(rules):

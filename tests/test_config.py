@@ -16,6 +16,8 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from sipbridge.config import (
+    AGENT_ENTRY_POINTS,
+    AGENT_PROTOCOLS,
     AuthConfig,
     Config,
     HttpConfig,
@@ -32,6 +34,7 @@ from sipbridge.config import (
     required_ports,
 )
 from sipbridge.errors import ConfigError
+from sipbridge.rtc.websocket.protocol import ENTRY_POINTS, PROTOCOLS
 from tests.support.toml import dump
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -596,6 +599,58 @@ def test_warnings() -> None:
     assert "room for 50 calls" in ports
     assert "contains the port of listen, 5060" in overlap
     assert '"a"' in no_rule
+
+
+# ---------------------------------------------------------------- agents
+
+AGENT = """
+[[trunk]]
+name = "line"
+allowed_addresses = ["127.0.0.1"]
+[[rule]]
+name = "all"
+target = "agent:{target}"
+[[agent]]
+name = "desk"
+url = "ws://127.0.0.1:8765"
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('protocol = "twillio"', '[[agent]] "desk" protocol: unknown protocol'),
+        ('protocol = "audiosocket"', "is spoken over audiosocket://"),
+        ('headers = { Host = "x" }', "Host is written by the bridge itself"),
+        ('headers = { "a b" = "x" }', "'a b' is no name of a header"),
+        ("parameters = { at = 2026-11-21 }", "cannot be said in JSON"),
+        ('token = { env = "NOBODY" }', "the environment variable NOBODY is not set"),
+        ('reconnect_prompt = "nothing.wav"', "there is no file"),
+        ('allow = ["transfer"]', '[[agent]] "desk" allow'),
+        ("frame_ms = 25", '[[agent]] "desk" frame_ms'),
+        ("[agent.vad]\nstart_ms = -1", '[[agent]] "desk" vad.start_ms'),
+        ('[[agent]]\nname = "desk"\nurl = "ws://x"', 'there is already an agent "desk"'),
+        ('[[agent]]\nname = "b"\nurl = "http://x"', "is no URL of an agent"),
+        ('[[agent]]\nname = "b"\nurl = "ws://{callee}/"', "the host of a URL cannot be filled in"),
+    ],
+)
+def test_agents_that_make_no_sense(line: str, complaint: str, write: Write) -> None:
+    """Each is told with its place."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(AGENT.replace("{target}", "desk") + line + "\n"), {})
+    assert complaint in str(caught.value)
+
+
+def test_a_rule_for_an_agent_that_is_not_there(write: Write) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(AGENT.replace("{target}", "dsk")), {})
+    assert '[[rule]] "all" target: there is no [[agent]] "dsk"; did you mean "desk"?' in str(caught.value)
+
+
+def test_the_protocols_are_those_of_the_package() -> None:
+    """The configuration must not import them to know their names."""
+    assert sorted(PROTOCOLS) == list(AGENT_PROTOCOLS)
+    assert ENTRY_POINTS == AGENT_ENTRY_POINTS
 
 
 # ---------------------------------------------------------------- the files in conf/

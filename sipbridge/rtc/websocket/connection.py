@@ -184,15 +184,17 @@ class WebSocketConnection(RtcConnection):
             )
 
     async def _live(self, opening: asyncio.Future[None]) -> None:
-        """From the first attempt to the last connection's end."""
+        """From the first attempt to the last connection's end; a fault of a codec ends the call."""
         try:
-            self._session = await self._open_any(self._urls)
+            await self._stay_connected(opening)
         except RtcError as error:
-            if self.agent.answer == "now":
-                self._finish(error.reason)
-            elif not opening.done():
-                opening.set_exception(error)
-            return
+            self._finish(error.reason, opening)
+        except Exception as error:
+            self._log.exception("a fault in the conversation with the agent")
+            self._finish(self.failed(f"internal error: {error}"), opening)
+
+    async def _stay_connected(self, opening: asyncio.Future[None]) -> None:
+        self._session = await self._open_any(self._urls)
         self._attach()
         if not opening.done():
             opening.set_result(None)
@@ -201,15 +203,12 @@ class WebSocketConnection(RtcConnection):
             end = await session.ended
             self._session = None
             if end is not None:
-                self._finish(end)
+                self._finish(end, opening)
                 return
             self._log.warning("the connection to the agent is lost", reason=session.detail)
             self._speech.prompt = self._prompt
             try:
                 self._session = await self._reopen()
-            except RtcError as error:
-                self._finish(error.reason)
-                return
             finally:
                 self._speech.prompt = None
             self._log.info("connected to the agent again", url=self._urls[self._url_index])
@@ -278,8 +277,11 @@ class WebSocketConnection(RtcConnection):
     def failed(self, detail: str) -> EndReason:
         return EndReason(EndKind.CHANNEL_FAILED, f"agent {self.agent.name}: {detail}", Party.CHANNEL)
 
-    def _finish(self, reason: EndReason) -> None:
-        if not self._closed:
+    def _finish(self, reason: EndReason, opening: asyncio.Future[None]) -> None:
+        """There is no agent any more: whoever waits for it is told, or the call."""
+        if self.agent.answer == "ready" and not opening.done():
+            opening.set_exception(RtcError(reason))
+        elif not self._closed:
             self._listener.closed(reason)
 
     # --- the telephone's side

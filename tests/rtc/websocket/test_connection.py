@@ -22,6 +22,7 @@ from sipbridge.rtc.websocket import connection as connection_module
 from sipbridge.rtc.websocket.audiosocket import format_message
 from sipbridge.rtc.websocket.connection import WebSocketConnection, fill_parameters
 from sipbridge.rtc.websocket.protocol import MAX_MESSAGE_BYTES
+from sipbridge.rtc.websocket.proxy import ProxyProtocol
 from tests.support import audio
 from tests.support.agents import HUNG_UP, Agent, Line, agent, call, echo, join, listen, until, until_hears
 from tests.support.certificates import Authority
@@ -719,6 +720,24 @@ async def test_what_the_protocol_cannot_carry() -> None:
     assert "its messages have 20 ms" in await fails(
         configure("ws://127.0.0.1:1", protocol="vonage", frame_ms=40)
     )
+
+
+@pytest.mark.parametrize("method", ["start", "receive", "audio"])
+@in_real_time
+async def test_a_codec_that_fails(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of somebody else's: it ends its call, or nothing, and leaves nothing hanging."""
+
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError("oh no")
+
+    monkeypatch.setattr(ProxyProtocol, method, fail)
+    async with agent(echo) as server:
+        if method == "start":
+            assert "internal error: oh no" in await fails(configure(server.url))
+            return
+        async with call(configure(server.url), "agent:a") as (line, _):
+            await asyncio.sleep(0.3)
+            assert kinds(line) == (["closed"] if method == "receive" else [])
 
 
 def test_schemes() -> None:
