@@ -22,7 +22,7 @@ def meet(call: MakeCall, *codecs: type[Codec]) -> list[Call]:
 
 
 def level_dbfs(heard: Samples, rate_hz: int, hz: float) -> float:
-    """Of a tone, in most of the pieces of 50 ms: a mix may be read 0.2 % faster or slower for some seconds."""
+    """Of a tone, in most pieces of 50 ms: a mix may be read 0.2 % faster or slower for some seconds."""
     pieces = heard[: len(heard) // (rate_hz // 20) * (rate_hz // 20)].reshape(-1, rate_hz // 20)
     return float(np.median([audio.tone_level_dbfs(piece, rate_hz, hz) for piece in pieces]))
 
@@ -124,7 +124,7 @@ def test_joins_and_leaves_make_no_click(server: Server, call: MakeCall) -> None:
         visitor.rtp.listen(0.4)
         visitor.hang_up()
         heard = listener.rtp.heard(since_s, listener.rtp.wait_packets(10))
-        # from a frame as it comes to pieces that are mixed is a step of 15 to 20 ms, which is made up and faded
+        # from whole frames to pieces that are mixed is a step of 15 to 20 ms, which is made up and fades
         assert [gap for gap in audio.gaps_ms(heard, 8000) if gap[1] > 20] == []
         assert audio.clicks(heard, 8000, 1000) == []
         if codec is Pcmu:
