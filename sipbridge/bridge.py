@@ -47,8 +47,6 @@ from sipbridge.rtc.registry import make_connection
 from sipbridge.sip import CallLeg, LegState, LegStats
 from sipbridge.sip.dtmf import KEYS
 
-JOIN_S = 10.0  # a channel that takes longer to join has failed
-
 
 class LegPlayback:
     """The playback side of a leg as a backend sees it."""
@@ -203,7 +201,8 @@ class Bridge:
             if leg is None or self._connection is not None or self.end is not None:
                 return
             try:
-                self._connection = make_connection(Target.parse(self.target), self._context)
+                connection = make_connection(Target.parse(self.target), self._context)
+                self._connection = connection
                 join = JoinRequest(
                     call_id=self.id,
                     direction=self.direction,
@@ -213,14 +212,13 @@ class Bridge:
                     rule=self.rule,
                     headers=leg.headers,
                 )
-                async with asyncio.timeout(JOIN_S):
-                    await self._connection.connect(join, LegPlayback(leg, self._context.media), self)
+                async with asyncio.timeout(connection.join_s):
+                    await connection.connect(join, LegPlayback(leg, self._context.media), self)
             except RtcError as error:
                 self.hangup(error.reason)
             except TimeoutError:
-                self.hangup(
-                    EndReason(EndKind.CHANNEL_FAILED, f"{self.target} was not joined within {JOIN_S:.0f} s")
-                )
+                detail = f"{self.target} was not joined within {connection.join_s:.0f} s"
+                self.hangup(EndReason(EndKind.CHANNEL_FAILED, detail))
             if self.end is None:
                 self._spawn(self._follow_media(leg))
             elif self._connection is not None:

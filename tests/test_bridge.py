@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sipbridge.bridge import JOIN_S, Bridge
+from sipbridge.bridge import Bridge
 from sipbridge.config import Config, TrunkConfig
 from sipbridge.errors import CallError, EndKind, EndReason, MediaError, Party
 from sipbridge.events import CallDtmf, CallEnded, CallEvent, CallMessage
@@ -234,7 +234,7 @@ async def test_channel_takes_too_long(scripted: Scripted) -> None:
     """After ten seconds the bridge gives up."""
     stage = Stage("scripted:waits")
     leg = stage.accept()
-    await pass_time(JOIN_S - 0.1)
+    await pass_time(ScriptedConnection.join_s - 0.1)
     assert leg.asked == []
     await pass_time(0.2)
     assert leg.asked == ["hangup"]

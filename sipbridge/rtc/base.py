@@ -102,6 +102,8 @@ class RtcConnection(abc.ABC):
     Raises `RtcError` and nothing of an SDK.
     """
 
+    join_s: float = 10.0  # a channel that takes longer to join has failed
+
     def __init__(self, target: Target, context: RtcContext) -> None:
         """Checks the target; ValueError when it is none of this backend's."""
         self.target = target

@@ -101,6 +101,7 @@ class WebSocketConnection(RtcConnection):
         super().__init__(target, context)
         self.agent = find_agent(target, context.config.agent)
         self._protocol_class: type[Protocol] = load_protocol(self.agent.protocol)
+        self.join_s = max(self.join_s, len(self.agent.url) * self.agent.connect_timeout_s + 1.0)
         self._closed = False
         self._attached = False
         self._session: Session | None = None  # the one that is open

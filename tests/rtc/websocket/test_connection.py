@@ -18,6 +18,7 @@ from sipbridge.config import AgentConfig, Config, VadConfig
 from sipbridge.errors import EndKind, RtcError
 from sipbridge.media.tones import Tone
 from sipbridge.routing import Target
+from sipbridge.rtc.base import RtcConnection
 from sipbridge.rtc.websocket import connection as connection_module
 from sipbridge.rtc.websocket.audiosocket import format_message
 from sipbridge.rtc.websocket.connection import WebSocketConnection, fill_parameters
@@ -27,6 +28,8 @@ from tests.support import audio
 from tests.support.agents import HUNG_UP, Agent, Line, agent, call, echo, join, listen, until, until_hears
 from tests.support.certificates import Authority
 from tests.support.codecs import Pcmu, Samples
+from tests.support.fake_bank import FakeMedia
+from tests.support.fake_rtc import make_context
 from tests.support.ports import free_port
 
 PHONE_HZ = 700.0
@@ -399,6 +402,15 @@ async def test_the_next_url_is_tried() -> None:
         config = configure([f"ws://127.0.0.1:{free_port()}", server.url])
         async with call(config, "agent:a"):
             await until(lambda: server.messages)
+
+
+@in_real_time
+async def test_every_url_has_its_time() -> None:
+    """A call waits for its agent until the last one could have been tried."""
+    urls = [f"ws://127.0.0.1:{free_port()}" for _ in range(3)]
+    context = make_context(FakeMedia(), configure(urls, connect_timeout_s=4))
+    assert WebSocketConnection(Target.parse("agent:a"), context).join_s > 12
+    assert WebSocketConnection(Target.parse(urls[0]), context).join_s == RtcConnection.join_s
 
 
 @in_real_time
