@@ -276,7 +276,8 @@ def test_frame_port_works_on_the_conference_bridge() -> None:
     assert not by_speaker.any()  # nobody transmits to it
     steady = audio.steady_part(by_listener, RATE_HZ)
     assert len(steady) > RATE_HZ
-    assert abs(audio.tone_level_dbfs(steady, RATE_HZ, 400) - audio.tone_level_dbfs(wave, RATE_HZ, 400)) < 0.5
+    # of all of it: the queue may read it 0.2 % faster or slower for a while, which turns a tone's phase
+    assert abs(audio.level_dbfs(steady) - audio.level_dbfs(wave)) < 0.5
     assert round(audio.find_tone(steady, RATE_HZ)) == 400
 
 
