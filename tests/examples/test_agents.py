@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from sipbridge.config import AgentConfig, Config
-from sipbridge.errors import EndKind
 from sipbridge.media.tones import Tone
 from tests.support import audio
 from tests.support.agents import EXAMPLES, Line, call, program, until, until_hears
@@ -77,26 +76,6 @@ def test_ivr() -> None:
     port = free_port()
     with program("agent_ivr.py", port):
         asyncio.run(run(port))
-
-
-def test_a_killed_agent() -> None:
-    """The call waits for it, hears nothing more of it, and ends with a reason when it does not come back."""
-
-    async def run(port: int, process: subprocess.Popen[str]) -> None:
-        line = Line()
-        line.say(Tone(PHONE_HZ, 8000))
-        async with call(configure(port, 1.5), "agent:a", line):
-            await until_hears(line, PHONE_HZ)
-            process.kill()
-            await until(lambda: not line.is_loud(5))
-            assert line.told == []
-            await until(lambda: line.told)
-            assert line.told[0][0] == "closed"
-            assert line.told[0][1].kind is EndKind.CHANNEL_FAILED
-
-    port = free_port()
-    with program("agent_echo.py", port) as process:
-        asyncio.run(run(port, process))
 
 
 def test_an_agent_that_stands_for_5_s() -> None:
