@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sipbridge.config import AgentConfig, Config
+from sipbridge.errors import EndKind
 from sipbridge.media.tones import Tone
 from tests.support import audio
 from tests.support.agents import EXAMPLES, Line, call, program, until, until_hears
@@ -76,6 +77,37 @@ def test_ivr() -> None:
     port = free_port()
     with program("agent_ivr.py", port):
         asyncio.run(run(port))
+
+
+def test_a_killed_agent() -> None:
+    """The call goes on when it comes back, and ends with a reason when it does not."""
+
+    async def run(port: int, process: subprocess.Popen[str]) -> None:
+        line = Line()
+        line.say(Tone(PHONE_HZ, 8000))
+        async with call(configure(port), "agent:a", line):
+            await until_hears(line, PHONE_HZ)
+            process.kill()
+            await until(lambda: not line.is_loud(5))
+            with program("agent_echo.py", port):
+                await until_hears(line, PHONE_HZ)
+                assert line.told == []
+
+    async def run_for_good(port: int, process: subprocess.Popen[str]) -> None:
+        line = Line()
+        line.say(Tone(PHONE_HZ, 8000))
+        async with call(configure(port, 1.5), "agent:a", line):
+            await until_hears(line, PHONE_HZ)
+            process.kill()
+            await until(lambda: line.told)
+            assert line.told[0][0] == "closed"
+            assert line.told[0][1].kind is EndKind.CHANNEL_FAILED
+            assert not line.is_loud(5)
+
+    for what in run, run_for_good:
+        port = free_port()
+        with program("agent_echo.py", port) as process:
+            asyncio.run(what(port, process))
 
 
 def test_an_agent_that_stands_for_5_s() -> None:

@@ -132,6 +132,8 @@ async def _open_websocket(
     except BaseException:
         listener.incoming = None
         raise
+    if not listener.is_connected:  # picows takes an end without an answer for a handshake
+        raise ConnectError("the agent has closed the connection without an answer")
     _limit(transport.underlying_transport)
     return _WebSocket(transport, listener)
 
@@ -151,11 +153,13 @@ class _Listener(picows.WSListener):
         super().__init__()
         self.incoming: Incoming | None = incoming  # None: closed by us
         self.closing: asyncio.TimerHandle | None = None
+        self.is_connected = False  # or was
         self._parts: list[bytes] | None = None  # of a message in several frames
         self._is_text = False
         self._size = 0
 
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
+        self.is_connected = True
         if self.incoming is None:  # nobody waits for it any more
             transport.disconnect(graceful=False)
 

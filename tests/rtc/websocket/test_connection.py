@@ -367,6 +367,19 @@ async def test_no_answer_in_time() -> None:
 
 
 @in_real_time
+async def test_closed_without_an_answer() -> None:
+    """What listens is on its way out: the system accepts for a program that is being killed."""
+
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(close, "127.0.0.1", 0)
+    url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    assert "closed the connection without an answer" in await fails(configure(url))
+    server.close()
+
+
+@in_real_time
 async def test_answered_when_the_model_is_ready() -> None:
     events: list[str] = []
 
