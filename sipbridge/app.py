@@ -7,6 +7,7 @@ from sipbridge.calls import CallRegistry
 from sipbridge.config import Config
 from sipbridge.http.server import HttpServer
 from sipbridge.media.loop import MediaLoop
+from sipbridge.media.remote import RemotePorts
 from sipbridge.sip import CallLeg, SipEndpoint
 
 
@@ -15,7 +16,7 @@ class App:
 
     ::
 
-        SipEndpoint ──(clock, ports)──► MediaLoop
+        SipEndpoint ──(clock, ports)──► MediaLoop, RemotePorts
              │                              │
              └────────► CallRegistry ◄──────┘ ◄──── HttpServer
     """
@@ -27,6 +28,7 @@ class App:
         self._with_http = http
         self._endpoint: SipEndpoint | None = None
         self._media: MediaLoop | None = None
+        self._remotes: RemotePorts | None = None
         self._http: HttpServer | None = None
 
     async def start(self) -> None:
@@ -42,7 +44,9 @@ class App:
                 live_resampler=media.live_resampler,
             )
             self._media.start()
-            self.calls = CallRegistry(self.config, self._endpoint, self._media)
+            self._remotes = RemotePorts(self._endpoint.engine.outbox(), self._endpoint.make_sample_port)
+            self._remotes.start()
+            self.calls = CallRegistry(self.config, self._endpoint, self._media, self._remotes)
             self.listening = list(self._endpoint.listening)
             if self._with_http:
                 self._http = HttpServer(self.config.http, self.calls)
@@ -69,6 +73,9 @@ class App:
         if self._http is not None:
             await self._http.stop()
             self._http = None
+        if self._remotes is not None:
+            await asyncio.to_thread(self._remotes.stop)
+            self._remotes = None
         if self._media is not None:
             await asyncio.to_thread(self._media.stop)
             self._media = None

@@ -17,6 +17,7 @@ from sipbridge.errors import CallError, ConfigError, EndKind, EndReason, MediaEr
 from sipbridge.events import CallEvent, Direction
 from sipbridge.log import get_logger, log_event
 from sipbridge.media.loop import MediaLoop
+from sipbridge.media.remote import RemotePorts
 from sipbridge.media.tones import Clip, dtmf_samples
 from sipbridge.media.wav import WavRecorder, WavSource, open_wav
 from sipbridge.routing import SipUri, Target, accepts_number, fill, match_rule, plan_dial
@@ -84,14 +85,16 @@ class RoomView:
 class CallRegistry:
     """Every call, by its id. Event loop."""
 
-    def __init__(self, config: Config, endpoint: SipEndpoint, media: MediaLoop) -> None:
+    def __init__(
+        self, config: Config, endpoint: SipEndpoint, media: MediaLoop, remotes: RemotePorts
+    ) -> None:
         self.config = config
         self.endpoint = endpoint
         self.draining = False
         endpoint.play_inband = self.play_inband
         self._rooms = LocalRooms()
         self._media = media
-        self._context = RtcContext(config, media, self._rooms)
+        self._context = RtcContext(config, media, self._rooms, remotes)
         self._bridges: dict[str, Bridge] = {}
         self._ended: dict[str, CallView] = {}
         self._subscribers: set[asyncio.Queue[CallEvent]] = set()

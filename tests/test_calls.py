@@ -58,7 +58,7 @@ class Stage:
         self.media = FakeMedia()
         self.config = Config.model_validate(CONFIG if config is None else config)
         self.endpoint = FakeEndpoint(self.config, self.media)
-        self.calls = CallRegistry(self.config, self.endpoint, self.media.loop)
+        self.calls = CallRegistry(self.config, self.endpoint, self.media.loop, self.media.remotes)
         self.events: list[CallEvent] = []
         self._legs = 0
 

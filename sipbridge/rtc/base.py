@@ -18,6 +18,7 @@ from sipbridge.config import Config
 from sipbridge.errors import EndReason
 from sipbridge.events import Direction
 from sipbridge.media.loop import MediaLoop
+from sipbridge.media.remote import RemotePorts
 from sipbridge.routing import Target
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class RtcContext:
     config: Config
     media: MediaLoop
     rooms: "LocalRooms"
+    remotes: RemotePorts
 
 
 class RtcConnection(abc.ABC):

@@ -424,6 +424,11 @@ class SipEndpoint:
                 EndReason(EndKind.OVERLOAD, f"{limit} calls of this trunk are up: that is its limit")
             )
 
+    def make_sample_port(self, rate_hz: int, frame_ms: int) -> "pj.SamplePort":
+        """The port of a member that is no telephone. Any thread."""
+        engine = self.engine
+        return pj.SamplePort(engine.clock(), engine.bank(), engine.outbox(), rate_hz, frame_ms)
+
     def make_call(self, leg: CallLeg, destination: Destination) -> NativeCall:
         """One attempt; pj.Error when it cannot even begin. SIP thread."""
         self.engine.alignRtpPorts()

@@ -19,6 +19,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from sipbridge.config import Config
 from sipbridge.errors import EndKind, EndReason
 from sipbridge.media.loop import Channel, MediaLoop, SampleSource
+from sipbridge.media.remote import RemotePorts
 from sipbridge.media.tones import Clip
 from sipbridge.routing import Target
 from sipbridge.rtc.base import JoinRequest, RtcConnection, RtcContext
@@ -139,7 +140,7 @@ async def call(
 ) -> AsyncIterator[tuple[Line, RtcConnection]]:
     """A call whose channel is joined; it ends with the block."""
     line = line or Line()
-    context = RtcContext(config, cast(MediaLoop, line), LocalRooms())
+    context = RtcContext(config, cast(MediaLoop, line), LocalRooms(), cast(RemotePorts, None))
     connection = make_connection(Target.parse(target), context)
     try:
         if connect:

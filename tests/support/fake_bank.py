@@ -2,6 +2,7 @@
 """The native side of the media loop in numpy: ports with rates that tests set, a clock that they advance."""
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sipbridge.media.loop import DELIVERED, HEARD, MUTED, PULLED, MediaLoop, SampleSource
+from sipbridge.media.remote import RemotePorts
 from sipbridge.media.tones import Clip
 from sipbridge.resample import ResamplerKind
 from tests.support.codecs import Samples
@@ -71,6 +73,54 @@ class FakePort:
         reached(False)
 
 
+class FakeSamplePort(FakePort):
+    """A member without a telephone; what it hears is put together to frames."""
+
+    def __init__(self, port_id: int, rate_hz: int, outbox: "FakeOutbox", close: Callable[[], None]) -> None:
+        super().__init__(port_id, rate_hz)
+        self.close = close
+        self._outbox = outbox
+        self._fed = np.zeros(0, np.int16)
+
+    def id(self) -> int:
+        return self.port_id
+
+    def feed(self, samples: Samples) -> None:
+        self._fed = np.concatenate((self._fed, samples))
+
+    def clear(self) -> None:
+        super().clear()
+        self._fed = self._fed[:0]
+
+    def said(self, count: int) -> Samples:
+        samples = np.zeros(count, np.int16)
+        piece, self._fed = self._fed[:count], self._fed[count:]
+        samples[: len(piece)] = piece
+        return samples
+
+    def write(self, samples: Samples) -> None:
+        super().write(samples)
+        if len(self._heard) == FRAME_TICKS:
+            self._outbox.frames.append((self.port_id, self.heard.tobytes()))
+            self.forget()
+
+
+class FakeOutbox:
+    """What such members have heard."""
+
+    def __init__(self) -> None:
+        self.frames: list[tuple[int, bytes]] = []
+
+    def wait(self, timeout_ms: int) -> list[tuple[int, bytes]]:
+        if not self.frames:
+            time.sleep(min(timeout_ms, 1) / 1000)
+        frames, self.frames = self.frames, []
+        return frames
+
+    def close(self) -> None:
+        pass
+
+
 @dataclass
 class FakeMark:
     """All is sent at once, so a mark is reached in the next tick."""
@@ -96,6 +146,12 @@ class FakeBank:
 
     def add(self, rate_hz: int = 8000) -> FakePort:
         port = FakePort(self._next_id, rate_hz)
+        self.ports[port.port_id] = port
+        self._next_id += 1
+        return port
+
+    def add_remote(self, rate_hz: int, outbox: FakeOutbox) -> FakeSamplePort:
+        port = FakeSamplePort(self._next_id, rate_hz, outbox, lambda: self.remove(port))
         self.ports[port.port_id] = port
         self._next_id += 1
         return port
@@ -129,7 +185,8 @@ class FakeBank:
             self.whole[port_id] = listener, flags, rate_hz
         written = [port_id for port_id in ids.tolist() if port_id > 0]
         assert len({abs(port_id) for port_id in ids.tolist()}) == len(ids)
-        assert not set(written) & set(self.whole)
+        # who is written and whole as well is heard apart
+        assert all(self.whole[port_id][0] not in (0, port_id) for port_id in set(written) & set(self.whole))
         for port_id in set(self.whole) - before:
             if port_id in self.ports:
                 self.ports[port_id].gain = 1.0 if self.whole[port_id][1] & HEARD else 0.0
@@ -243,10 +300,13 @@ class FakeMedia:
         self.bank = FakeBank(tick_ms)
         self.clock = FakeClock()
         self.loop = MediaLoop(self.clock, self.bank, tick_ms=tick_ms, live_resampler=live_resampler)
+        outbox = FakeOutbox()
+        self.remotes = RemotePorts(outbox, lambda rate_hz, frame_ms: self.bank.add_remote(rate_hz, outbox))
 
     def run(self, ticks: int = 1) -> None:
         for _ in range(ticks):
             self.loop.tick()
+            self.remotes.deliver(0)
 
     def run_s(self, seconds: float) -> None:
         self.run(round(seconds * 1000 / self.bank.tick_ms))

@@ -21,7 +21,7 @@ HUNG_UP = EndReason(EndKind.HANGUP, "hung up")
 
 
 def make_context(media: FakeMedia, config: Config | None = None) -> RtcContext:
-    return RtcContext(config or Config(), media.loop, LocalRooms())
+    return RtcContext(config or Config(), media.loop, LocalRooms(), media.remotes)
 
 
 class FakeCall:

@@ -13,6 +13,7 @@
 
 #include "clock.hpp"
 #include "gate.hpp"
+#include "outbox.hpp"
 #include "port_bank.hpp"
 
 #ifndef SWIG
@@ -73,6 +74,7 @@ class Engine : public pj::Endpoint {
 
   Clock& clock() { return clock_; }
   PortBank& bank() { return bank_; }
+  Outbox& outbox() { return outbox_; }
   Gate& gate() { return gate_; }
 
 #ifndef SWIG
@@ -95,6 +97,7 @@ class Engine : public pj::Endpoint {
 
   Clock clock_;
   PortBank bank_;
+  Outbox outbox_;
   Gate gate_;
   std::shared_ptr<RtpReceiver> receiver_;
   std::atomic<unsigned> streams_{0};

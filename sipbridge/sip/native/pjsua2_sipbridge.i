@@ -10,7 +10,9 @@
 #include "engine.hpp"
 #include "frame_port.hpp"
 #include "gate.hpp"
+#include "outbox.hpp"
 #include "port_bank.hpp"
+#include "remote_port.hpp"
 %}
 
 // Arrays come and go through the buffer protocol. The typemaps run while the interpreter's lock is held, the body
@@ -46,6 +48,22 @@
 %typemap(freearg) (int32_t* rates_hz, size_t rate_count) { if (view$argnum.obj) PyBuffer_Release(&view$argnum); }
 %apply (int32_t* rates_hz, size_t rate_count) { (int32_t* heads, size_t head_values) };
 
+// (port_id, bytes) each.
+%typemap(out) std::vector<Heard> {
+  std::vector<Heard>& heard = *(&$1);
+  $result = PyList_New(Py_ssize_t(heard.size()));
+  for (size_t i = 0; $result && i < heard.size(); ++i) {
+    PyObject* item = Py_BuildValue(
+        "(iN)", heard[i].port_id, PyBytes_FromStringAndSize(heard[i].data.data(), Py_ssize_t(heard[i].data.size())));
+    if (!item) {
+      Py_CLEAR($result);
+      break;
+    }
+    PyList_SET_ITEM($result, Py_ssize_t(i), item);
+  }
+  if (!$result) SWIG_fail;
+}
+
 // No call into Python from what these do: only a call's life is told to Python, on the SIP thread.
 %feature("nodirector") Engine;
 %feature("nodirector") FramePort;
@@ -62,6 +80,10 @@
 %include "clock.hpp"
 %template(PortMarkVector) std::vector<PortMark>;
 %include "frame_port.hpp"
+%ignore Heard;
+%nodefaultctor RemotePort;
+%include "outbox.hpp"
+%include "remote_port.hpp"
 %include "gate.hpp"
 %template(GateTrunkVector) std::vector<GateTrunk>;
 %template(GateCutVector) std::vector<GateCut>;

@@ -230,6 +230,11 @@ class PortQueues {
     playback_.clear();
   }
 
+  void clearCapture() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    capture_.clear();
+  }
+
   void mark(unsigned long long id) {
     std::lock_guard<std::mutex> lock(mutex_);
     marks_.push_back({id, playback_.pushed()});

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+// sources: remote_port.cpp clock.cpp port_bank.cpp
+#include "../remote_port.hpp"
+
+#include <atomic>
+#include <cstring>
+#include <thread>
+
+#include "check.hpp"
+
+namespace {
+
+constexpr unsigned kTickMs = 5, kFrameMs = 20;
+constexpr size_t kFrame = 160;
+using Samples = std::vector<int16_t>;
+
+struct House {
+  Clock clock{kTickMs};
+  PortBank bank{kTickMs, 200};
+  Outbox outbox;
+
+  // Two that hear each other's whole frames, nobody (0) for one that hears nobody.
+  void link(int speaker, int listener) {
+    std::vector<int32_t> whole = {speaker, listener, PortBank::kHeard, listener, speaker, PortBank::kHeard};
+    bank.layout(nullptr, 0, nullptr, 0, whole.data(), listener ? 6 : 3);
+  }
+
+  // What a port heard in some ticks.
+  Samples hears(int port_id, int ticks) {
+    for (int i = 0; i < ticks; ++i) clock.tick();
+    Samples samples;
+    for (const Heard& heard : outbox.wait(0)) {
+      if (heard.port_id != port_id) continue;
+      const size_t at = samples.size();
+      samples.resize(at + heard.data.size() / 2);
+      std::memcpy(samples.data() + at, heard.data.data(), heard.data.size());
+    }
+    return samples;
+  }
+};
+
+void speechGoesFromOneToTheOther() {
+  House house;
+  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+  SamplePort listener(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+  house.link(speaker.id(), listener.id());
+  Samples heard;
+  int16_t next = 1000;
+  for (int frame = 0; frame < 20; ++frame) {
+    Samples said(kFrame);
+    for (int16_t& sample : said) sample = next++;
+    // in two pieces, of which none is a frame
+    speaker.feed(said.data(), 100);
+    speaker.feed(said.data() + 100, kFrame - 100);
+    const Samples more = house.hears(listener.id(), 4);
+    heard.insert(heard.end(), more.begin(), more.end());
+  }
+  CHECK(heard.size() >= 18 * kFrame);
+  size_t start = 0;
+  while (start < heard.size() && heard[start] != 1000 + 2 * int16_t(kFrame)) ++start;  // past the beginning's fades
+  CHECK(start < 4 * kFrame);
+  for (size_t i = start; i < heard.size(); ++i) CHECK(heard[i] == int16_t(1000 + 2 * kFrame + (i - start)));
+}
+
+void whatIsClearedIsNotHeard() {
+  House house;
+  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+  SamplePort listener(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+  house.link(speaker.id(), listener.id());
+  const Samples loud(5 * kFrame, 8000);
+  speaker.feed(loud.data(), loud.size());
+  house.hears(listener.id(), 4);
+  speaker.clear();
+  house.hears(listener.id(), 8);  // what was on its way fades
+  for (int16_t sample : house.hears(listener.id(), 20)) CHECK(sample == 0);
+}
+
+void aClosedOneIsGone() {
+  House house;
+  SamplePort listener(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+  {
+    SamplePort speaker(house.clock, house.bank, house.outbox, 16000, 10);
+    CHECK(speaker.rateHz() == 16000);
+    CHECK(house.bank.size() == 2);
+    CHECK(house.clock.stats().legs == 2);
+    speaker.close();
+    CHECK(house.bank.size() == 1);
+    speaker.close();
+    const Samples loud(kFrame, 8000);
+    speaker.feed(loud.data(), loud.size());
+    speaker.clear();
+  }
+  CHECK(house.clock.stats().legs == 1);
+  CHECK(house.hears(listener.id(), 8).size() == 2 * kFrame);  // silence, as a telephone is sent
+}
+
+void theOutboxWaitsAndForgetsTheOldest() {
+  Outbox outbox;
+  CHECK(outbox.wait(1).empty());
+  std::thread later([outbox]() mutable { outbox.push(7, "seven"); });
+  std::vector<Heard> heard = outbox.wait(5000);
+  later.join();
+  CHECK(heard.size() == 1 && heard[0].port_id == 7 && heard[0].data == "seven");
+  for (size_t i = 0; i < Outbox::kMost + 3; ++i) outbox.push(int(i), "");
+  CHECK(outbox.dropped() == 3);
+  heard = outbox.wait(0);
+  CHECK(heard.size() == Outbox::kMost && heard[0].port_id == 3);
+  outbox.close();
+  CHECK(outbox.wait(60'000).empty());
+}
+
+// For the thread sanitizer: the clock, one that feeds, one that takes, one that closes.
+void threadsMeet() {
+  House house;
+  house.clock.start();
+  SamplePort first(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+  std::atomic<bool> running{true};
+  std::thread taking([&] {
+    while (running) house.outbox.wait(20);
+  });
+  std::thread feeding([&] {
+    const Samples loud(kFrame, 8000);
+    while (running) {
+      first.feed(loud.data(), loud.size());
+      first.clear();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  });
+  for (int i = 0; i < 50; ++i) {
+    SamplePort second(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+    house.link(first.id(), second.id());
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    second.stats();
+  }
+  running = false;
+  taking.join();
+  feeding.join();
+  house.clock.stop();
+}
+
+}  // namespace
+
+int main() {
+  speechGoesFromOneToTheOther();
+  whatIsClearedIsNotHeard();
+  aClosedOneIsGone();
+  theOutboxWaitsAndForgetsTheOldest();
+  threadsMeet();
+  return checkResult();
+}

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Members without a telephone, over the fake bank."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from sipbridge.media.loop import Room
+from sipbridge.media.remote import RemotePorts
+from tests.support import audio
+from tests.support.codecs import Samples
+from tests.support.fake_bank import FakeMedia, FakeOutbox
+
+FRAME = 160
+
+
+def test_it_speaks_with_a_telephone() -> None:
+    media = FakeMedia()
+    heard: list[Samples] = []
+
+    def take(frame: Samples, rate_hz: int) -> None:
+        assert rate_hz == 8000
+        heard.append(frame)
+
+    member = media.remotes.open_samples(8000, take)
+    phone = media.bank.add()
+    for port_id in member.port_id, phone.port_id:
+        media.loop.attach(port_id, Room("r"))
+    speech = audio.speech(0.5)
+    phone.say(speech)
+    member.feed(audio.tone(700.0, 0.5))
+    media.run_s(0.4)
+    assert abs(audio.find_tone(phone.heard[400:], 8000) - 700) < 5
+    assert {len(frame) for frame in heard} == {FRAME}
+    np.testing.assert_array_equal(np.concatenate(heard)[400:], speech[400 : len(heard) * FRAME])
+
+
+def test_one_that_is_cleared_is_silent() -> None:
+    media = FakeMedia()
+    member = media.remotes.open_samples(8000, lambda frame, rate_hz: None)
+    phone = media.bank.add()
+    for port_id in member.port_id, phone.port_id:
+        media.loop.attach(port_id, Room("r"))
+    member.feed(audio.tone(700.0, 1.0))
+    media.run_s(0.2)
+    member.clear()
+    phone.forget()
+    media.run_s(0.2)
+    assert not phone.heard.any()
+
+
+def test_one_that_is_closed_hears_no_more() -> None:
+    media = FakeMedia()
+    heard: list[Samples] = []
+    member = media.remotes.open_samples(8000, lambda frame, rate_hz: heard.append(frame))
+    media.loop.attach(member.port_id, Room("r"))
+    media.run(4)
+    assert len(heard) == 1
+    media.loop.detach(member.port_id)
+    media.run(4)
+    member.close()
+    assert member.port_id not in media.bank.ports
+    heard.clear()
+    media.run(8)
+    assert heard == []
+
+
+def test_a_fault_of_one_is_not_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    media = FakeMedia()
+    heard: list[Samples] = []
+
+    def fail(frame: Samples, rate_hz: int) -> None:
+        raise ValueError("a fault")
+
+    for take in fail, lambda frame, rate_hz: heard.append(frame):
+        media.loop.attach(media.remotes.open_samples(8000, take).port_id, Room("r"))
+    media.run(16)
+    assert len(heard) == 4
+    assert len([record for record in caplog.records if "a fault" in str(record.exc_info)]) == 1
+
+
+def test_thread_takes_what_comes() -> None:
+    outbox = FakeOutbox()
+    remotes = RemotePorts(outbox, lambda rate_hz, frame_ms: pytest.fail("nobody asks for one"))
+    came = threading.Event()
+    remotes.listen(7, lambda data: came.set() if data == b"seven" else None)
+    remotes.start()
+    outbox.frames.append((7, b"seven"))
+    assert came.wait(5)
+    remotes.stop()
+    remotes.stop()
