@@ -113,9 +113,14 @@ FrameSink = Callable[[Samples, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Hears all other members of the room of this name."""
+    """Hears all other members of the room of this name, and is heard by them.
+
+    With `to` what it says goes there and not to the room: to a leg of the same rate that hears nothing else,
+    being attached to a `Channel` without a source.
+    """
 
     name: str
+    to: int = 0  # a port
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +204,13 @@ class _Member:
     @property
     def gains(self) -> tuple[float, float]:
         """What `said_gain` and `heard_gain` shall be."""
-        return 0.0 if self.muted or self.leaving else 1.0, 0.0 if self.leaving else 1.0
+        says = not (self.muted or self.leaving or self.talks_to)
+        return 1.0 if says else 0.0, 0.0 if self.leaving else 1.0
+
+    @property
+    def talks_to(self) -> int:
+        """The one port that hears it, 0 where that is the room."""
+        return self.route.to if isinstance(self.route, Room) else 0
 
     @property
     def is_changing(self) -> bool:
@@ -384,7 +395,12 @@ class MediaLoop:
         self._changing = [(row, member) for row, member in enumerate(members) if member.is_changing]
         fading = {row for row, _ in self._changing}
         self._muted_rows = np.array(
-            [row for row, member in enumerate(members) if member.muted and row not in fading], np.intp
+            [
+                row
+                for row, member in enumerate(members)
+                if (member.muted or member.talks_to) and row not in fading
+            ],
+            np.intp,
         )
         self._lay_out_detectors(members, rates)
 
@@ -450,6 +466,8 @@ class MediaLoop:
                 listener = self._members[self._links[member.port_id]]
                 heard = HEARD if (member.said_gain, listener.heard_gain) == (1.0, 1.0) else 0
                 whole[member.port_id] = listener.port_id, muted | heard
+            elif rate_of.get(member.talks_to) == rate_of[member.port_id] and not member.leaving:
+                whole[member.port_id] = member.talks_to, muted
         self._channel_rates_hz = {port_id: rate_of[port_id] for port_id in self._channels}
         longest = max(self._channel_rates_hz.values(), default=0) * _LONGEST_FRAME_MS // 1000
         if self._frames.shape != (len(self._channels), longest):
@@ -473,9 +491,10 @@ class MediaLoop:
         for present in rooms.values():
             if len(present) != 2 or any(member.leaving or member.overlays for member in present):
                 continue
-            first, second = (member.port_id for member in present)
-            if rate_of[first] == rate_of[second]:
-                links[first], links[second] = second, first
+            one, other = (member.port_id for member in present)
+            heard_by = present[0].talks_to or other, present[1].talks_to or one
+            if len({rate_of.get(port_id) for port_id in (one, other, *heard_by)}) == 1:
+                links[one], links[other] = heard_by
         return links
 
     def _leave(self, member: _Member) -> None:
@@ -650,7 +669,7 @@ class MediaLoop:
     def _settle(self, member: _Member) -> None:
         """Its fade is over."""
         member.said_gain, member.heard_gain = member.gains
-        self._dirty |= member.muted  # from now on as one of the muted rows
+        self._dirty |= member.muted or member.talks_to != 0  # from now on as one of the muted rows
         if member.leaving:
             if member.next_route is None:
                 self._forget(member)

@@ -116,6 +116,47 @@ def test_rooms_are_apart(media: FakeMedia, join: Join) -> None:
     assert all(port.heard[-1] > 14000 for port in loud)
 
 
+@pytest.mark.parametrize("others", [1, 2, 3])
+def test_one_that_is_heard_apart(media: FakeMedia, join: Join, others: int) -> None:
+    """It hears the room, which hears the others alone; the leg that it talks to hears it alone, bit for bit."""
+    apart = join(Channel(lambda samples, rate_hz: None))
+    phone = join(Room("a", apart.port_id))
+    members = [join() for _ in range(others)]
+    voices = [noise(0.2, seed=seed) // 4 for seed in range(others)]
+    for member, voice in zip(members, voices, strict=True):
+        member.say(voice)
+    voice = noise(0.2, seed=9)
+    phone.say(voice)
+    media.run_s(0.2)
+    np.testing.assert_array_equal(apart.heard[40:], voice[40:])
+    np.testing.assert_array_equal(phone.heard[40:], sum(voices)[40:])
+    if others > 1:
+        for i, member in enumerate(members):
+            rest = sum(voice for j, voice in enumerate(voices) if j != i)
+            np.testing.assert_array_equal(member.heard[40:], rest[40:])
+
+
+def test_one_that_is_heard_apart_while_others_come_and_go(media: FakeMedia, join: Join) -> None:
+    """Neither what it says nor what it hears has a gap or a click; muted, it is silent."""
+    apart = join(Channel(lambda samples, rate_hz: None))
+    phone, first = join(Room("a", apart.port_id)), join()
+    said = [audio.tone(frequency, 2.0) for frequency in (500.0, 900.0)]
+    phone.say(said[0])
+    first.say(said[1])
+    media.run_s(0.5)
+    second = join()
+    media.run_s(0.5)
+    media.loop.detach(second.port_id)
+    media.run_s(0.5)
+    np.testing.assert_array_equal(apart.heard[40:], said[0][40:12000])
+    np.testing.assert_array_equal(phone.heard[40:], said[1][40:12000])
+    media.loop.mute(phone.port_id, True)
+    media.run(2)
+    apart.forget()
+    media.run_s(0.2)
+    assert not apart.heard.any()
+
+
 def test_rooms_say_their_rate(media: FakeMedia, join: Join) -> None:
     """It is that of the widest member, as long as it is there."""
     join(Room("a"))
