@@ -85,9 +85,7 @@ class RoomView:
 class CallRegistry:
     """Every call, by its id. Event loop."""
 
-    def __init__(
-        self, config: Config, endpoint: SipEndpoint, media: MediaLoop, remotes: RemotePorts
-    ) -> None:
+    def __init__(self, config: Config, endpoint: SipEndpoint, media: MediaLoop, remotes: RemotePorts) -> None:
         self.config = config
         self.endpoint = endpoint
         self.draining = False

@@ -118,7 +118,7 @@ def test_rooms_are_apart(media: FakeMedia, join: Join) -> None:
 
 @pytest.mark.parametrize("others", [1, 2, 3])
 def test_one_that_is_heard_apart(media: FakeMedia, join: Join, others: int) -> None:
-    """It hears the room, which hears the others alone; the leg that it talks to hears it alone, bit for bit."""
+    """It hears the room, which hears the others alone; the leg that it talks to hears it alone, exactly."""
     apart = join(Channel(lambda samples, rate_hz: None))
     phone = join(Room("a", apart.port_id))
     members = [join() for _ in range(others)]
