@@ -129,10 +129,10 @@ def test_one_that_is_heard_apart(media: FakeMedia, join: Join, others: int) -> N
     phone.say(voice)
     media.run_s(0.2)
     np.testing.assert_array_equal(apart.heard[40:], voice[40:])
-    np.testing.assert_array_equal(phone.heard[40:], sum(voices)[40:])
+    np.testing.assert_array_equal(phone.heard[40:], np.sum(voices, axis=0)[40:])
     if others > 1:
         for i, member in enumerate(members):
-            rest = sum(voice for j, voice in enumerate(voices) if j != i)
+            rest = np.sum(voices[:i] + voices[i + 1 :], axis=0)
             np.testing.assert_array_equal(member.heard[40:], rest[40:])
 
 
