@@ -13,13 +13,14 @@ MIXED_ROOM = "PCMU*3,PCMA*2,G722*5,opus"  # of eleven
 SCENARIOS = {
     "room:N": "two calls a room, bursts from one to the other",
     "echo:N": "calls that hear themselves: the round trip",
+    "starting:N": "as room:N, while others begin 40 calls a second: do they disturb?",
     "mixed[:N]": "rooms of 11 (5 G.711, 5 G.722, 1 Opus; N=110), speech, ±100 ppm, 20 ms jitter",
     "speech:N": f"two calls a room, speech for {SPEECH_S:g} s, delay by correlation all the time",
     "jitter:MS[:N]": "the same for --seconds, and each packet up to MS late (N=20)",
     "loss:PERCENT[:N]": "the same with lost packets, judged by PESQ (N=10)",
     "wire:N": "no bridge: what the generator itself adds",
 }
-DEFAULT = ["room:2", "room:100", "room:400", "echo:100", "mixed", "jitter:40", "loss:5", "loss:10"]
+DEFAULT = ["room:2", "room:100", "room:400", "echo:100", "starting:100", "mixed", "jitter:40", "loss:5", "loss:10"]
 PUBLISHED = [*DEFAULT[:3], "room:800", *DEFAULT[3:], "speech:100"]
 
 
@@ -51,6 +52,8 @@ def _load_of(kind: str, values: list[float]) -> Load:
     match kind, values:
         case (("room" | "echo" | "wire"), [calls]):
             return Load(mode=kind, calls=int(calls))
+        case "starting", [calls]:
+            return Load(calls=int(calls), others_rate=40.0)
         case "mixed", [*calls] if len(calls) <= 1:
             return Load(
                 calls=int(*calls or [110]),

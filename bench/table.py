@@ -64,6 +64,9 @@ def _pesq_loss(result: dict[str, Any]) -> float:
 
 
 _GAPS = _spoken("{} gaps over 40 ms", "gaps_over_40_ms", 0)
+_PAUSES = Figure(
+    "{} gaps over 40 ms", lambda result: float(result["rtp"]["gaps_over_40_ms"]), 0, digits=0
+)
 _SET_UP = Figure("p95 {} ms", lambda result: float(result["setup_ms"]["p95"]), 20, 5)
 _PESQ = Figure("{} below the codec alone", _pesq_loss, 0.2, 0.0, 2)
 ROWS: Sequence[tuple[str, str, Sequence[Figure]]] = (
@@ -95,6 +98,11 @@ ROWS: Sequence[tuple[str, str, Sequence[Figure]]] = (
         [_core(0.35, 0.25), _GAPS, _delay("p99", 20 + 40)],
     ),
     ("echo of 100 calls, round trip", "echo:100", [_delay("p50", 20, 10), _delay("p99", 30, 10)]),
+    (
+        "100 calls, while 40 others begin each second",
+        "starting:100",
+        [Figure("{} unheard", _unheard, 0, digits=0), _PAUSES],
+    ),
     (
         "10 minutes of speech, 100 calls",
         "speech:100",

@@ -9,6 +9,7 @@
                                   └──────► summarize ◄────┘
 """
 
+import concurrent.futures
 import dataclasses
 import os
 import platform
@@ -37,6 +38,7 @@ class Load:
     seconds: float = 15.0  # measured
     settle_s: float = 3.0  # from the last answer to the first second that is measured
     rate: float = 40.0  # calls a second, set up and ended
+    others_rate: float = 0.0  # calls a second that others begin, in rooms of their own, while it is measured
     drift_ppm: float = 0.0  # every second caller is faster by it, the others are slower
     loss_percent: float = 0.0  # this and what follows: of what the callers send
     loss_burst: float = 1.0  # mean number of packets lost in a row
@@ -108,8 +110,30 @@ def _run_on(server: Server, load: Load) -> dict[str, Any]:
     )
     _generate(first, way, {})
     usage = {"idle": Usage.of(server.pid)}
-    raw = _generate(load, way, _moments(server.pid, usage))
+    moments = _moments(server.pid, usage)
+    if not load.others_rate:
+        return summarize(load, _generate(load, way, moments), usage)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        others: list[concurrent.futures.Future[None]] = []
+        look = moments["measuring"]
+
+        def begin() -> None:
+            look()
+            others.append(pool.submit(_start_others, load, way))
+
+        raw = _generate(load, way, {**moments, "measuring": begin})
+        for other in others:
+            other.result()
     return summarize(load, raw, usage)
+
+
+def _start_others(load: Load, way: list[str]) -> None:
+    """Calls that come one after the other for as long as `load` is measured, and then go."""
+    calls = round(load.others_rate * load.seconds / load.room_size) * load.room_size
+    others = Load(
+        calls=calls, rate=load.others_rate, settle_s=0.0, seconds=0.5, rtp_port=load.rtp_port + 2 * load.calls
+    )
+    _generate(others, [part.replace("sip:bench", "sip:other") for part in way], {})
 
 
 def _generate(load: Load, way: Iterable[str], moments: Mapping[str, Callable[[], None]]) -> dict[str, Any]:
