@@ -309,18 +309,27 @@ class JitterQueue {
     return count;
   }
 
+  // What waits, and before it what was heard; where nothing waits any more, the last sample again.
+  void lookAhead(std::vector<float>& samples, size_t count) const {
+    const size_t behind = FractionalDelay::kBehind, waiting = std::min(depth(), count - behind);
+    samples.resize(count);
+    const size_t known = std::min(head_, behind);
+    const int16_t* from = buffer_.data() + (head_ - known);
+    std::fill_n(samples.begin(), behind - known, float(from[0]));
+    std::copy_n(from, known + waiting, samples.begin() + std::ptrdiff_t(behind - known));
+    const size_t joined = std::min(waiting, join_end_ - join_at_);
+    for (size_t i = 0; i < joined; ++i) samples[behind + i] = joinedAt(i);
+    std::fill(samples.begin() + std::ptrdiff_t(behind + waiting), samples.end(), samples[behind + waiting - 1]);
+  }
+
   size_t glide(int16_t* out, size_t count) {
+    static thread_local std::vector<float> ahead;  // from kBehind samples before the next one
+    lookAhead(ahead, FractionalDelay::kTaps + size_t(double(count) * (1 + kGlide)) + 1);
     double place = place_;
-    const auto last = std::ptrdiff_t(depth()) - 1;  // with little spare the window is cut off for some samples
-    const auto read = [&](double from) {
-      const auto first = std::ptrdiff_t(from);
-      return FractionalDelay::read(from - double(first), [&](int tap) -> double {
-        const std::ptrdiff_t i = std::min(first + tap, last);
-        return i >= 0 ? joinedAt(size_t(i)) : buffer_[size_t(std::max<std::ptrdiff_t>(0, std::ptrdiff_t(head_) + i))];
-      });
-    };
     for (size_t i = 0; i < count; ++i) {
-      out[i] = int16_t(std::lrint(std::clamp(read(place), -32768.0, 32767.0)));
+      const auto first = size_t(place);
+      const float value = FractionalDelay::read(place - double(first), ahead.data() + first);
+      out[i] = int16_t(std::lrintf(std::clamp(value, -32768.0f, 32767.0f)));
       const double step = std::copysign(std::min(kGlide, std::abs(owed_)), owed_);
       owed_ -= step;
       place += 1 + step;
