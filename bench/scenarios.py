@@ -20,7 +20,17 @@ SCENARIOS = {
     "loss:PERCENT[:N]": "the same with lost packets, judged by PESQ (N=10)",
     "wire:N": "no bridge: what the generator itself adds",
 }
-DEFAULT = ["room:2", "room:100", "room:400", "echo:100", "starting:100", "mixed", "jitter:40", "loss:5", "loss:10"]
+DEFAULT = [
+    "room:2",
+    "room:100",
+    "room:400",
+    "echo:100",
+    "starting:100",
+    "mixed",
+    "jitter:40",
+    "loss:5",
+    "loss:10",
+]
 PUBLISHED = [*DEFAULT[:3], "room:800", *DEFAULT[3:], "speech:100"]
 
 

@@ -64,9 +64,7 @@ def _pesq_loss(result: dict[str, Any]) -> float:
 
 
 _GAPS = _spoken("{} gaps over 40 ms", "gaps_over_40_ms", 0)
-_PAUSES = Figure(
-    "{} gaps over 40 ms", lambda result: float(result["rtp"]["gaps_over_40_ms"]), 0, digits=0
-)
+_PAUSES = Figure("{} gaps over 40 ms", lambda result: float(result["rtp"]["gaps_over_40_ms"]), 0, digits=0)
 _SET_UP = Figure("p95 {} ms", lambda result: float(result["setup_ms"]["p95"]), 20, 5)
 _PESQ = Figure("{} below the codec alone", _pesq_loss, 0.2, 0.0, 2)
 ROWS: Sequence[tuple[str, str, Sequence[Figure]]] = (

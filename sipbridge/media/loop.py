@@ -28,13 +28,13 @@ rows of two matrices, a tick's samples wide. Who is in which row changes between
 requests that any thread may post; the layout is then computed once and kept until the next change.
 """
 
+import collections
 import contextlib
 import functools
 import itertools
 import logging
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -43,7 +43,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sipbridge.media.dtmf import DtmfDetector
-from sipbridge.media.mixer import MixPlan
+from sipbridge.media.mixer import Index, MixPlan, index_of
 from sipbridge.resample import LiveResampler, ResamplerKind, make_resampler
 
 log = logging.getLogger(__name__)
@@ -231,9 +231,9 @@ class _RateGroup:
     mixed: Samples  # what they are to hear
     plan: MixPlan
     places: dict[str, int]  # of the rooms in the plan
-    starts: NDArray[np.intp]  # of the rooms in the rows
-    sums: NDArray[np.int32] | None = None  # (rooms, samples), where some room has members of another rate
-    sources: NDArray[np.int32] | None = None  # what those say
+    # (rooms, samples), where some room has members of another rate
+    said: Samples | None = None  # what those of this rate say together
+    sources: NDArray[np.int32] | None = None  # and those of the others
 
 
 @dataclass(slots=True)
@@ -244,9 +244,9 @@ class _Crossing:
     rooms: tuple[str, ...]
     resampler: LiveResampler
     of: _RateGroup
-    of_rooms: list[int]
+    of_rooms: Index
     to: _RateGroup
-    to_rooms: list[int]
+    to_rooms: Index
 
 
 class MediaLoop:
@@ -259,7 +259,7 @@ class MediaLoop:
         self._bank = bank
         self._tick_ms = tick_ms
         self._live_resampler = live_resampler
-        self._changes: deque[Callable[[], None]] = deque()
+        self._changes: collections.deque[Callable[[], None]] = collections.deque()
         self._members: dict[int, _Member] = {}
         self._rows: list[_Member] = []
         self._groups: list[_RateGroup] = []
@@ -270,7 +270,7 @@ class MediaLoop:
         self._special: list[tuple[int, _Member]] = []
         self._channels: dict[int, _Member] = {}  # by port, with whole frames both ways
         self._channel_rates_hz: dict[int, int] = {}
-        self._new_marks: deque[tuple[int, Callable[[bool], None]]] = deque()
+        self._new_marks: collections.deque[tuple[int, Callable[[bool], None]]] = collections.deque()
         self._marks: dict[int, Callable[[bool], None]] = {}
         self._mark_ids = itertools.count(1)
         self._whole_legs = 0
@@ -414,13 +414,14 @@ class MediaLoop:
             for member in [member for member in self._members.values() if not rate_of[member.port_id]]:
                 self._forget(member)
             whole = self._place_whole(rate_of)
-            rows = [
-                member
-                for member in self._members.values()
-                if member.is_listened_to or not self._is_whole(member)
-            ]
-
-            rows.sort(key=functools.partial(self._place_of, rate_of))
+            rows = self._sort(
+                [
+                    member
+                    for member in self._members.values()
+                    if member.is_listened_to or not self._is_whole(member)
+                ],
+                rate_of,
+            )
             # of one whose frames are whole the bank only reads a row
             ids = [-member.port_id if self._is_whole(member) else member.port_id for member in rows]
             rates = np.zeros(len(rows), np.int32)
@@ -434,10 +435,17 @@ class MediaLoop:
                 member.said_gain, member.heard_gain = member.gains  # the fade is the bank's
         return rows, rates
 
-    def _place_of(self, rate_of: dict[int, int], member: _Member) -> tuple[int, str]:
-        if isinstance(member.route, Room) and member.port_id not in self._links:
-            return rate_of[member.port_id], member.route.name
-        return 0, ""
+    def _sort(self, members: list[_Member], rate_of: dict[int, int]) -> list[_Member]:
+        """First those who are not mixed; then by rate, by the size of the room (see `MixPlan`), by room."""
+        places = [
+            (rate_of[member.port_id], member.route.name)
+            if isinstance(member.route, Room) and member.port_id not in self._links
+            else (0, "")
+            for member in members
+        ]
+        sizes = collections.Counter(places)
+        keys = [(rate_hz, sizes[rate_hz, room], room) for rate_hz, room in places]
+        return [members[i] for i in sorted(range(len(members)), key=keys.__getitem__)]
 
     def _is_whole(self, member: _Member) -> bool:
         return member.port_id in self._links or isinstance(member.route, Channel)
@@ -519,9 +527,8 @@ class MediaLoop:
             heard, mixed = self._captures[span], self._playbacks[span]
         else:
             heard, mixed = (np.zeros((len(rows), samples), np.int16) for _ in range(2))
-        counts = np.array(list(sizes.values()), np.intp)
         places = {name: i for i, name in enumerate(sizes)}
-        return _RateGroup(span, heard, mixed, MixPlan(counts.tolist()), places, np.cumsum(counts) - counts)
+        return _RateGroup(span, heard, mixed, MixPlan(list(sizes.values())), places)
 
     def _cross(self, groups: dict[int, _RateGroup]) -> None:
         """Rooms with members of several rates: each hears its own rate untouched, the others resampled.
@@ -535,10 +542,9 @@ class MediaLoop:
                 rooms = tuple(name for name in of.places if name in to.places)
                 if of_hz == to_hz or not rooms:
                     continue
-                if of.sums is None:
-                    of.sums = np.zeros((len(of.places), of.heard.shape[1]), np.int32)
-                if to.sources is None:
-                    to.sources = np.zeros((len(to.places), to.heard.shape[1]), np.int32)
+                if of.said is None:
+                    of.said = np.zeros((len(of.places), of.heard.shape[1]), np.int16)
+                    of.sources = np.zeros(of.said.shape, np.int32)
                 key = (of_hz, to_hz)
                 self._crossings.append(
                     _Crossing(
@@ -546,9 +552,9 @@ class MediaLoop:
                         rooms,
                         self._resampler_for(key, rooms, before.get(key)),
                         of,
-                        [of.places[name] for name in rooms],
+                        index_of([of.places[name] for name in rooms]),
                         to,
-                        [to.places[name] for name in rooms],
+                        index_of([to.places[name] for name in rooms]),
                     )
                 )
 
@@ -649,10 +655,10 @@ class MediaLoop:
         if self._crossings:
             self._carry_across()
         for group in self._groups:
-            sources = (
-                None if group.sources is None else np.clip(group.sources, -32768, 32767).astype(np.int16)
-            )
-            group.plan.mix(group.heard, group.mixed, sources)
+            if group.sources is None:
+                group.plan.mix(group.heard, group.mixed)
+            else:
+                group.plan.mix_with(group.sources, group.mixed)
             if group.mixed.base is not playbacks:
                 playbacks[group.rows, : group.mixed.shape[1]] = group.mixed
         for row, member in self._special:
@@ -679,16 +685,15 @@ class MediaLoop:
 
     def _carry_across(self) -> None:
         for group in self._groups:
-            if group.sums is not None:
-                np.add.reduceat(group.heard, group.starts, axis=0, dtype=np.int32, out=group.sums)
-                np.clip(group.sums, -32768, 32767, out=group.sums)
-            if group.sources is not None:
+            if group.said is not None and group.sources is not None:
+                np.clip(group.plan.sum(group.heard), -32768, 32767, out=group.said, casting="unsafe")
                 group.sources[:] = 0
         for crossing in self._crossings:
-            assert crossing.of.sums is not None
+            assert crossing.of.said is not None
             assert crossing.to.sources is not None
-            sums = crossing.of.sums[crossing.of_rooms].astype(np.int16)
-            crossing.to.sources[crossing.to_rooms] += crossing.resampler.process(sums)
+            crossing.to.sources[crossing.to_rooms] += crossing.resampler.process(
+                crossing.of.said[crossing.of_rooms]
+            )
 
     def _detect(self) -> None:
         for detector, rows, _ in self._detectors.values():
