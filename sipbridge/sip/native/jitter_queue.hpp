@@ -48,7 +48,7 @@ class JitterQueue {
     }
     rate_hz_ = rate_hz;
     max_ = ms(std::max(max_ms, kBlendMs));
-    buffer_.assign(max_ * 3, 0);
+    buffer_.assign(2 * max_ + FractionalDelay::kBehind, 0);
     history_.assign(ms(kHistoryMs), 0);
     extension_.assign(ms(kFadeMs), 0);
     before_.assign(ms(kBlendMs), 0);
