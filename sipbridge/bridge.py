@@ -12,7 +12,7 @@
                                   jitter      |    (resample, sources,
                                   queue       |     overlays)
                                               |
-    keys, hold, hang-up ──────► CallLeg ◄───► Bridge ◄───► RtcConnection ◄── keys, messages, leaving
+    keys, hold, hang-up ──────────► Leg ◄───► Bridge ◄───► RtcConnection ◄── keys, messages, leaving
 
 The audio never passes through this file: a `Bridge` only says which leg hears what. It lives on the event
 loop, from the first sign of a call to its one `CallEnded`.
@@ -38,20 +38,20 @@ from sipbridge.events import (
     Direction,
     DtmfMethod,
 )
+from sipbridge.keys import KEYS
+from sipbridge.leg import Leg, LegState, LegStats
 from sipbridge.log import get_logger
 from sipbridge.media.loop import MediaLoop
 from sipbridge.media.quality import estimate_mos
 from sipbridge.routing import Target
 from sipbridge.rtc.base import JoinRequest, RtcConnection, RtcContext, Samples
 from sipbridge.rtc.registry import make_connection
-from sipbridge.sip import CallLeg, LegState, LegStats
-from sipbridge.sip.dtmf import KEYS
 
 
 class LegPlayback:
     """The playback side of a leg as a backend sees it."""
 
-    def __init__(self, leg: CallLeg, media: MediaLoop) -> None:
+    def __init__(self, leg: Leg, media: MediaLoop) -> None:
         self._leg = leg
         self._media = media
 
@@ -99,7 +99,7 @@ class Bridge:
         self.trunk = trunk
         self.target = target
         self.rule = rule
-        self.leg: CallLeg | None = None  # until a call that is made has found whom to dial
+        self.leg: Leg | None = None  # until a call that is made has found whom to dial
         self.end: EndReason | None = None
         self.duration_s = 0.0  # from the answer to the end
         self.last_stats = LegStats()
@@ -132,7 +132,7 @@ class Bridge:
 
     # --- the two ways in
 
-    def accept(self, leg: CallLeg, *, ring_s: float, early_media: bool) -> None:
+    def accept(self, leg: Leg, *, ring_s: float, early_media: bool) -> None:
         """A call that came: it is joined to its channel, then answered (or heard before, by early media)."""
         self._adopt(leg)
         if early_media:
@@ -143,7 +143,7 @@ class Bridge:
             self._emit(CallRinging(call_id=self.id))
         self._spawn(self._accept(ring_s, early_media))
 
-    def refuse(self, leg: CallLeg, reason: EndReason) -> None:
+    def refuse(self, leg: Leg, reason: EndReason) -> None:
         """A call that came and finds no channel."""
         self._adopt(leg)
         self.hangup(reason)
@@ -158,7 +158,7 @@ class Bridge:
         if self.end is None and self.leg is not None:
             self.leg.answer()
 
-    def follow(self, leg: CallLeg, ring_s: float) -> None:
+    def follow(self, leg: Leg, ring_s: float) -> None:
         """A call that we dial: it is joined to its channel as soon as it has audio."""
         self._adopt(leg)
         if self.end is not None:
@@ -173,7 +173,7 @@ class Bridge:
         """A call that never had a leg: nobody could be dialled."""
         self._finish(self.end or reason, LegStats())
 
-    def _adopt(self, leg: CallLeg) -> None:
+    def _adopt(self, leg: Leg) -> None:
         self.leg = leg
         leg.listener = self
 
@@ -282,18 +282,11 @@ class Bridge:
             self._emit(CallHeld(call_id=self.id) if held else CallResumed(call_id=self.id))
         self._spawn(self._follow_media(leg))
 
-    async def _follow_media(self, leg: CallLeg) -> None:
+    async def _follow_media(self, leg: Leg) -> None:
         """Tells the media loop what was agreed on; it takes no notice before the channel is joined."""
         # what a PBX plays to a held line is not for the channel
         self._context.media.mute(leg.port.port_id, self._held)
-        wanted = leg.trunk.dtmf if leg.trunk is not None else "auto"
-        events = await leg.endpoint.run(leg.hears_telephone_events)
-
-        def heard(digit: str) -> None:  # media thread
-            leg.endpoint.post(lambda: leg.on_digit(digit, 0, "inband"))
-
-        inband = wanted == "inband" or (wanted == "auto" and not events)
-        self._context.media.detect_digits(leg.port.port_id, heard if inband else None)
+        self._context.media.detect_digits(leg.port.port_id, await leg.inband_keys())
 
     def leg_digit(self, digit: str, duration_ms: int, method: DtmfMethod) -> None:
         party = Party.CALLER if self.direction == "inbound" else Party.CALLEE

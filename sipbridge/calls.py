@@ -15,6 +15,8 @@ from sipbridge.bridge import Bridge
 from sipbridge.config import Config
 from sipbridge.errors import CallError, ConfigError, EndKind, EndReason, MediaError, Party, RtcError
 from sipbridge.events import CallEvent, Direction
+from sipbridge.keys import parse_digits
+from sipbridge.leg import Leg, LegState, LegStats
 from sipbridge.log import get_logger, log_event
 from sipbridge.media.loop import MediaLoop
 from sipbridge.media.remote import RemotePorts
@@ -24,8 +26,7 @@ from sipbridge.routing import SipUri, Target, accepts_number, fill, match_rule, 
 from sipbridge.rtc.base import RtcContext
 from sipbridge.rtc.local import LocalRooms
 from sipbridge.rtc.registry import make_connection
-from sipbridge.sip import CallLeg, LegState, LegStats, SipEndpoint
-from sipbridge.sip.dtmf import parse_digits
+from sipbridge.sip import CallLeg, SipEndpoint
 from sipbridge.sip.media_port import level_dbfs
 
 KEEP_ENDED_S = 60.0  # an ended call can be asked about for so long
@@ -103,16 +104,20 @@ class CallRegistry:
     # --- calls that come
 
     def on_incoming(self, leg: CallLeg) -> None:
-        """Finds the rule of a call that was let in, and pairs it; refuses it otherwise."""
-        trunk_name = leg.trunk.name if leg.trunk is not None else ""
-        rule = match_rule(self.config, trunk_name, leg.caller, leg.callee)
+        """A call that the gate let in."""
         refusal: EndReason | None = None
-        target = ""
         if leg.trunk is not None and not accepts_number(leg.trunk, leg.callee):
-            refusal = EndReason(EndKind.NOT_FOUND, f"trunk {trunk_name} does not serve {leg.callee!r}")
-        elif rule is None:
+            detail = f"trunk {leg.trunk.name} does not serve {leg.callee!r}"
+            refusal = EndReason(EndKind.NOT_FOUND, detail)
+        self._pair(leg, leg.trunk.name if leg.trunk is not None else "", refusal)
+
+    def _pair(self, leg: Leg, trunk: str, refusal: EndReason | None) -> None:
+        """Finds the rule of a call and its target; without them, or with a refusal, it ends."""
+        rule = match_rule(self.config, trunk, leg.caller, leg.callee)
+        target = ""
+        if refusal is None and rule is None:
             refusal = EndReason(EndKind.NOT_FOUND, f"no rule for {leg.callee!r}")
-        else:
+        elif refusal is None and rule is not None:
             fields = {"caller": leg.caller, "callee": leg.callee, "call_id": leg.id}
             try:
                 target = fill(rule.target, fields, leg.headers)
@@ -124,7 +129,7 @@ class CallRegistry:
             direction="inbound",
             from_=leg.caller,
             to=leg.callee,
-            trunk=trunk_name,
+            trunk=trunk,
             rule=rule.name if rule is not None else "",
             max_duration_s=rule.max_duration_s if rule is not None else 0,
             hangup_when_alone=rule is not None and rule.hangup_when_alone,

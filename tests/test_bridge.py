@@ -14,9 +14,9 @@ from sipbridge.bridge import Bridge
 from sipbridge.config import Config, TrunkConfig
 from sipbridge.errors import CallError, EndKind, EndReason, MediaError, Party
 from sipbridge.events import CallDtmf, CallEnded, CallEvent, CallMessage
+from sipbridge.leg import LegState
 from sipbridge.media.loop import Room
 from sipbridge.media.tones import dtmf_samples
-from sipbridge.sip import LegState
 from tests.support import audio
 from tests.support.event_loop import in_event_loop, pass_time, settle, until
 from tests.support.fake_bank import FakeMedia

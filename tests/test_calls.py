@@ -14,7 +14,7 @@ from sipbridge.calls import KEEP_ENDED_S, CallRegistry, DialRequest, RoomView
 from sipbridge.config import Config
 from sipbridge.errors import CallError, ConfigError, EndKind, EndReason, Party
 from sipbridge.events import CallEnded, CallEvent
-from sipbridge.sip import LegStats
+from sipbridge.leg import LegStats
 from tests.support import audio
 from tests.support.event_loop import in_event_loop, pass_time, settle, until
 from tests.support.fake_bank import FakeMedia

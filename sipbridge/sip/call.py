@@ -7,21 +7,20 @@ several attempts (servers in order, redirections): each is a pjsua2 call of its 
 """
 
 import asyncio
-import enum
 import functools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pjsua2 as pj
 
 from sipbridge.config import TrunkConfig
 from sipbridge.errors import EndKind, EndReason, Party
 from sipbridge.events import Direction, DtmfMethod
+from sipbridge.keys import DigitFilter, parse_digits
+from sipbridge.leg import LegListener, LegState, LegStats
 from sipbridge.log import get_logger
 from sipbridge.routing import SipUri
-from sipbridge.sip.dtmf import DigitFilter, parse_digits
 from sipbridge.sip.media_port import MediaPort
 from sipbridge.sip.message import read_message
 from sipbridge.sip.resolve import Destination
@@ -32,53 +31,6 @@ if TYPE_CHECKING:
 MAX_REDIRECTIONS = 5
 NO_ACK_S = 31.0  # an answer that nobody acknowledges: a second before pjsip sends a BYE, for as long again
 NO_RESPONSE_S = 4.0  # a server that says nothing at all to an INVITE; then the next one of the trunk is tried
-
-
-class LegState(enum.StrEnum):
-    """Where a leg stands."""
-
-    NEW = "new"
-    RINGING = "ringing"
-    EARLY = "early"  # audio flows before the answer
-    ACTIVE = "active"
-    HELD = "held"  # by the telephone
-    ENDED = "ended"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LegStats:
-    """What is known of a leg's audio; the whole call's once it has ended."""
-
-    codec: str = ""
-    received_packets: int = 0
-    sent_packets: int = 0
-    lost_packets: int = 0
-    foreign_packets: int = 0  # from addresses that are not the telephone's; dropped
-    loss_percent: float = 0.0
-    jitter_ms: float = 0.0
-    round_trip_ms: float = 0.0
-    # Where time goes in the bridge, of about the last second: a packet waits for a tick of the clock and in
-    # the capture queue, a mix for the media thread, what is to be sent in the playback queue.
-    capture_ms: float = 0.0
-    mix_ms: float = 0.0
-    playback_ms: float = 0.0
-    capture_peak: int = 0
-    playback_peak: int = 0
-
-    @property
-    def delay_ms(self) -> float:
-        """What the bridge adds in all."""
-        return self.capture_ms + self.mix_ms + self.playback_ms
-
-
-class LegListener(Protocol):
-    """What a leg tells; all on the event loop."""
-
-    def leg_ringing(self, early_media: bool) -> None: ...
-    def leg_answered(self) -> None: ...
-    def leg_media(self) -> None: ...
-    def leg_digit(self, digit: str, duration_ms: int, method: DtmfMethod) -> None: ...
-    def leg_ended(self, reason: EndReason, stats: LegStats) -> None: ...
 
 
 class NativeCall(pj.BridgeCall):  # type: ignore[misc]  # pjsua2 has no types
@@ -181,6 +133,14 @@ class CallLeg:
     async def stats(self) -> LegStats:
         """A snapshot; after the end, the whole call's."""
         return await self.endpoint.run(self._read_stats)
+
+    async def inband_keys(self) -> Callable[[str], None] | None:
+        """Who is to be told of keys in the audio; None where the telephone tells of them otherwise."""
+        wanted = self.trunk.dtmf if self.trunk is not None else "auto"
+        events = await self.endpoint.run(self.hears_telephone_events)
+        if wanted == "inband" or (wanted == "auto" and not events):
+            return lambda digit: self.endpoint.post(lambda: self.on_digit(digit, 0, "inband"))
+        return None
 
     def _post(self, work: Callable[[], None]) -> None:
         self.endpoint.post(lambda: self.guarded(work))

@@ -9,8 +9,9 @@ from typing import cast
 from sipbridge.config import Config, TrunkConfig
 from sipbridge.errors import EndKind, EndReason, Party
 from sipbridge.events import Direction, DtmfMethod
+from sipbridge.leg import LegListener, LegState, LegStats
 from sipbridge.routing import DialPlan, SipUri
-from sipbridge.sip import CallLeg, LegListener, LegState, LegStats, SipEndpoint
+from sipbridge.sip import CallLeg, SipEndpoint
 from sipbridge.sip.media_port import MediaPort
 from tests.support.fake_bank import FakeMedia, FakePort
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sipbridge.events import DtmfMethod
-from sipbridge.sip.dtmf import KEYS, SAME_KEY_S, DigitFilter, parse_digits
+from sipbridge.keys import KEYS, SAME_KEY_S, DigitFilter, parse_digits
 
 ALL = "0123456789*#ABCD"
 
