@@ -10,13 +10,18 @@ Its leg has a port in the bank, so all routes of the media loop are open to it; 
 whole frames natively. A frame costs a call of `take`, and nothing of it is done on the media thread.
 """
 
+import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from sipbridge.media.loop import MediaLoop
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +29,7 @@ type Samples = NDArray[np.int16]
 type Take = Callable[[bytes], None]
 
 _WAIT_MS = 200
+_LEAVE_S = 1.0  # a media thread that is held for longer is not waited for
 
 
 class Outbox(Protocol):
@@ -33,11 +39,29 @@ class Outbox(Protocol):
     def close(self) -> None: ...
 
 
+class PortStats(Protocol):
+    """What is counted natively; see port_queues.hpp."""
+
+    @property
+    def capture_wait_ms(self) -> float: ...
+    @property
+    def playback_wait_ms(self) -> float: ...
+    @property
+    def mixed(self) -> bool: ...
+    @property
+    def capture_peak(self) -> int: ...
+    @property
+    def playback_peak(self) -> int: ...
+
+
 class NativePort(Protocol):
     """The native `RemotePort`."""
 
     def id(self) -> int: ...
     def rateHz(self) -> int: ...  # noqa: N802
+    def stats(self) -> PortStats: ...
+    def write(self, samples: Samples) -> None: ...
+    def clearHeard(self) -> None: ...  # noqa: N802
     def close(self) -> None: ...
 
 
@@ -128,6 +152,31 @@ class SamplePort:
     def clear(self) -> None:
         """Drops what was fed and has not been heard."""
         self._native.clear()
+
+    def write(self, samples: Samples) -> None:
+        """What the member is to hear next, beside what the media loop gives it."""
+        self._native.write(samples)
+
+    def clear_heard(self) -> None:
+        """Drops what the member was given and has not heard."""
+        self._native.clearHeard()
+
+    def stats(self) -> PortStats:
+        return self._native.stats()
+
+    async def leave(self, media: "MediaLoop") -> None:
+        """Detaches the leg from the media loop, and closes. Event loop."""
+        loop = asyncio.get_running_loop()
+        left = asyncio.Event()
+
+        def detached() -> None:  # media thread
+            loop.call_soon_threadsafe(left.set)
+
+        media.detach(self.port_id, detached)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVE_S):
+                await left.wait()
+        self.close()
 
     def close(self) -> None:
         """Nothing more is taken or heard. After the leg has been detached from the media loop."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Members without a telephone, over the fake bank."""
 
+import asyncio
 import threading
 
 import numpy as np
@@ -10,6 +11,7 @@ from sipbridge.media.loop import Room
 from sipbridge.media.remote import RemotePorts
 from tests.support import audio
 from tests.support.codecs import Samples
+from tests.support.event_loop import in_event_loop, pass_time, settle
 from tests.support.fake_bank import FakeMedia, FakeOutbox
 
 FRAME = 160
@@ -90,3 +92,23 @@ def test_thread_takes_what_comes() -> None:
     assert came.wait(5)
     remotes.stop()
     remotes.stop()
+
+
+@in_event_loop
+async def test_one_that_leaves() -> None:
+    """Its port is closed once nothing touches it any more; a media thread that stands is not waited for."""
+    for runs in True, False:
+        media = FakeMedia()
+        member = media.remotes.open_samples(8000, lambda frame, rate_hz: None)
+        media.loop.attach(member.port_id, Room("r"))
+        media.run(4)
+        leaving = asyncio.ensure_future(member.leave(media.loop))
+        await settle()
+        assert member.port_id in media.bank.ports
+        if runs:
+            media.run(4)
+            await settle()
+        else:
+            await pass_time(1)
+        assert leaving.done()
+        assert member.port_id not in media.bank.ports

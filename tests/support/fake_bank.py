@@ -73,6 +73,17 @@ class FakePort:
         reached(False)
 
 
+@dataclass
+class FakeStats:
+    """Of a member without a telephone."""
+
+    capture_wait_ms: float = 2.5
+    playback_wait_ms: float = 0.0
+    mixed: bool = False
+    capture_peak: int = 1000
+    playback_peak: int = 2000
+
+
 class FakeSamplePort(FakePort):
     """A member without a telephone; what it hears is put together to frames."""
 
@@ -89,8 +100,13 @@ class FakeSamplePort(FakePort):
         self._fed = np.concatenate((self._fed, samples))
 
     def clear(self) -> None:
-        super().clear()
         self._fed = self._fed[:0]
+
+    def clearHeard(self) -> None:  # noqa: N802
+        self.clears += 1
+
+    def stats(self) -> FakeStats:
+        return FakeStats()
 
     def said(self, count: int) -> Samples:
         samples = np.zeros(count, np.int16)

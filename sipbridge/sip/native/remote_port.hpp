@@ -21,6 +21,9 @@ class RemotePort {
   int id() const { return id_; }
   unsigned rateHz() const { return queues_->rateHz(); }
   PortStats stats() { return queues_->stats(); }
+  // What it hears, for what does not go through the bank: more of it, at the port's rate; an end to what waits.
+  void write(const int16_t* samples, size_t count) { queues_->write(samples, count, queues_->rateHz()); }
+  void clearHeard() { queues_->clear(); }
   void close();
 
 #ifndef SWIG

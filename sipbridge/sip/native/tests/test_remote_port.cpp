@@ -2,6 +2,7 @@
 // sources: remote_port.cpp clock.cpp port_bank.cpp
 #include "../remote_port.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <thread>
@@ -75,6 +76,20 @@ void whatIsClearedIsNotHeard() {
   for (int16_t sample : house.hears(listener.id(), 20)) CHECK(sample == 0);
 }
 
+void whatIsWrittenIsHeardUntilItIsCleared() {
+  House house;
+  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+  SamplePort listener(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+  house.link(speaker.id(), listener.id());
+  const Samples loud(5 * kFrame, 8000);
+  listener.write(loud.data(), loud.size());
+  const Samples heard = house.hears(listener.id(), 8);
+  CHECK(std::count(heard.begin(), heard.end(), 8000) >= long(kFrame));
+  listener.clearHeard();
+  house.hears(listener.id(), 8);
+  for (int16_t sample : house.hears(listener.id(), 20)) CHECK(sample == 0);
+}
+
 void aClosedOneIsGone() {
   House house;
   SamplePort listener(house.clock, house.bank, house.outbox, 8000, kFrameMs);
@@ -143,6 +158,7 @@ void threadsMeet() {
 int main() {
   speechGoesFromOneToTheOther();
   whatIsClearedIsNotHeard();
+  whatIsWrittenIsHeardUntilItIsCleared();
   aClosedOneIsGone();
   theOutboxWaitsAndForgetsTheOldest();
   threadsMeet();
