@@ -14,6 +14,8 @@
     the agent's speech, which waits here for its time.
 `transport`
     the sockets.
+`session`
+    one connection, with all that can go wrong in it.
 `connection`
-    the backend: one call's conversation with one agent, with all that can go wrong in it.
+    the backend: one call's conversation with one agent, over however many connections.
 """

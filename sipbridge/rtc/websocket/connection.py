@@ -13,12 +13,10 @@ Everything here lives on the event loop; the media thread meets `FramePump` and 
 """
 
 import asyncio
-import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from sipbridge.config import AgentConfig
@@ -27,37 +25,24 @@ from sipbridge.log import get_logger
 from sipbridge.media.loop import Channel, MakeSource
 from sipbridge.media.vad import SpeechGate, SpeechStarted, SpeechStopped, VadSettings, VoiceDetector
 from sipbridge.media.wav import open_wav
-from sipbridge.resample import LiveResampler, make_resampler
 from sipbridge.routing import Target, fill
 from sipbridge.rtc.base import JoinRequest, PlaybackQueue, RtcConnection, RtcContext, RtcListener, Samples
 from sipbridge.rtc.websocket.playback import AgentPlayback
 from sipbridge.rtc.websocket.protocol import (
-    Audio,
-    Broken,
-    Clear,
     Conversation,
     Digits,
     Event,
     Hangup,
-    Mark,
     Message,
-    Pause,
     Protocol,
-    Ready,
-    StatusAsked,
-    Unknown,
     Unsupported,
-    Wire,
     load_protocol,
 )
 from sipbridge.rtc.websocket.pump import get_pump
-from sipbridge.rtc.websocket.transport import ConnectError, Transport, open_transport
+from sipbridge.rtc.websocket.session import Converter, Notes, Session, SpeechSession, keys_of
+from sipbridge.rtc.websocket.transport import ConnectError, open_transport
 
-STUCK_S = 15.0  # an agent that reads nothing for so long is lost
-_BROKEN_IN_A_ROW = 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0  # between attempts to reconnect
-_MAX_KEYS = 64  # in one message
-_KEYS = frozenset("0123456789*#ABCD")
 _FIELD = re.compile(r"\{(caller|callee|call_id|header:[^{}]+)\}")
 
 
@@ -104,18 +89,18 @@ class WebSocketConnection(RtcConnection):
         self.join_s = max(self.join_s, len(self.agent.url) * self.agent.connect_timeout_s + 1.0)
         self._closed = False
         self._attached = False
-        self._session: Session | None = None  # the one that is open
+        self._session: SpeechSession | None = None  # the one that is open
         self._opening: asyncio.Future[None] | None = None  # done when the agent is ready, or never will be
         self._task: asyncio.Task[None] | None = None
         self._url_index = 0
-        self._warned: set[str] = set()
+        self.notes: Notes
         self._port: PlaybackQueue
         self._listener: RtcListener
         self._conversation: Conversation
         self._urls: list[str] = []
         self._speech: AgentPlayback
         self._prompt: MakeSource | None = None
-        self._resampler: LiveResampler | None = None  # of the telephone's audio
+        self._converter = Converter(context.config.media.live_resampler)  # of the telephone's audio
         self._detector: VoiceDetector | None = None
         self._gate: SpeechGate | None = None
         self._headers = {name: secret.get_secret_value() for name, secret in self.agent.headers.items()}
@@ -130,6 +115,7 @@ class WebSocketConnection(RtcConnection):
         agent = self.agent
         self._port, self._listener = playback, listener
         self._log = get_logger(__name__, call_id=join.call_id, agent=agent.name)
+        self.notes = Notes(self._log)
         fields = {"caller": join.caller, "callee": join.callee, "call_id": join.call_id}
         try:
             self._urls = [fill(url, fields, join.headers) for url in agent.url]
@@ -214,7 +200,7 @@ class WebSocketConnection(RtcConnection):
                 self._speech.prompt = None
             self._log.info("connected to the agent again", url=self._urls[self._url_index])
 
-    async def _open_any(self, urls: list[str]) -> "Session":
+    async def _open_any(self, urls: list[str]) -> SpeechSession:
         """The first that answers; RtcError, with the last one's reason, when none does."""
         detail = ""
         for url in urls:
@@ -228,7 +214,7 @@ class WebSocketConnection(RtcConnection):
                 return session
         raise RtcError(self.failed(detail))
 
-    async def _reopen(self) -> "Session":
+    async def _reopen(self) -> SpeechSession:
         """The same URL for a while, then each of the others once."""
         loop = asyncio.get_running_loop()
         here = self._urls[self._url_index]
@@ -249,10 +235,10 @@ class WebSocketConnection(RtcConnection):
             raise RtcError(self.failed(f"{here}: {detail}"))
         return await self._open_any(others)
 
-    async def _open(self, url: str) -> "Session":
+    async def _open(self, url: str) -> SpeechSession:
         """A connection whose agent is ready; ConnectError."""
         agent = self.agent
-        session = Session(self, self._protocol_class(self._conversation), self._speech)
+        session = SpeechSession(self, self._protocol_class(self._conversation), self._speech)
         try:
             async with asyncio.timeout(agent.connect_timeout_s):
                 transport = await open_transport(
@@ -292,13 +278,7 @@ class WebSocketConnection(RtcConnection):
         session = self._session
         if session is None or self._closed:
             return
-        wanted_hz = session.protocol.send_rate_hz
-        if rate_hz != wanted_hz:
-            resampler = self._resampler
-            if resampler is None or (resampler.rate_in_hz, resampler.rate_out_hz) != (rate_hz, wanted_hz):
-                kind = self.context.config.media.live_resampler
-                self._resampler = resampler = make_resampler(kind, rate_hz, wanted_hz, 1)
-            frame = resampler.process(frame.reshape(1, -1))[0]
+        frame = self._converter.convert(frame, rate_hz, session.protocol.send_rate_hz)
         if self._gate is not None:
             for item in self._gate.feed(frame):
                 if isinstance(item, SpeechStarted | SpeechStopped):
@@ -311,14 +291,14 @@ class WebSocketConnection(RtcConnection):
                 self._speech_changed(session, isinstance(event, SpeechStarted))
         session.say(frame)
 
-    def _speech_changed(self, session: "Session", started: bool) -> None:
+    def _speech_changed(self, session: SpeechSession, started: bool) -> None:
         session.send(session.protocol.speech(started))
         if started and self.agent.vad is not None and self.agent.vad.barge_in and self._speech.queued:
             session.clear()
 
     def _read_on(self) -> None:
         if self._session is not None:
-            self._session.read_on()
+            self._session.pause_reading(False)
 
     async def send_dtmf(self, digit: str, duration_ms: int) -> None:
         if self._session is not None:
@@ -331,16 +311,7 @@ class WebSocketConnection(RtcConnection):
 
     # --- the agent's side
 
-    def warn(self, kind: str, event: str, **fields: object) -> None:
-        """One line of each kind in a call."""
-        if kind not in self._warned:
-            self._warned.add(kind)
-            self._log.warning(event, **fields)
-
-    def note(self, event: str, **fields: object) -> None:
-        self._log.info(event, **fields)
-
-    def wishes(self, session: "Session", event: Event) -> None:
+    def wishes(self, session: Session, event: Event) -> None:
         """What an agent asks of the call."""
         if self._closed:
             return
@@ -349,11 +320,8 @@ class WebSocketConnection(RtcConnection):
             case Message(topic, text):
                 self._listener.message(topic, text)
             case Digits(digits) if "dtmf" in allow:
-                for digit in digits[:_MAX_KEYS].upper():
-                    if digit in _KEYS:
-                        self._listener.dtmf(digit)
-                    else:
-                        self.warn("key", "the agent asks for a key that is none", digit=digit)
+                for digit in keys_of(digits, self.notes):
+                    self._listener.dtmf(digit)
             case Hangup() if "hangup" in allow:
                 reason = EndReason(EndKind.CHANNEL_CLOSED, "the agent has hung up", Party.CHANNEL)
                 if event.after_speech and self._speech.queued:
@@ -362,10 +330,10 @@ class WebSocketConnection(RtcConnection):
                     self._hang_up(reason)
             case Digits() | Hangup():
                 wish = "dtmf" if isinstance(event, Digits) else "hangup"
-                self.warn(wish, "the agent asks for what its configuration does not allow", wish=wish)
+                self.notes.warn(wish, "the agent asks for what its configuration does not allow", wish=wish)
                 session.send(session.protocol.refused(wish))
             case Unsupported(wish):
-                self.warn(wish, "the agent asks for what this bridge cannot do", wish=wish)
+                self.notes.warn(wish, "the agent asks for what this bridge cannot do", wish=wish)
                 session.send(session.protocol.refused(wish))
 
     def _hang_up(self, reason: EndReason) -> None:
@@ -392,195 +360,3 @@ class WebSocketConnection(RtcConnection):
         if self._attached:
             self._attached = False
             self.context.media.detach(self._port.port_id)
-
-
-class Session:
-    """One connection: what comes is carried out, what is said is put into messages. Event loop."""
-
-    def __init__(self, owner: WebSocketConnection, protocol: Protocol, speech: AgentPlayback) -> None:
-        self.protocol = protocol
-        self.ready = asyncio.Event()  # or ended
-        # None when the connection is lost, the reason when it is over for good
-        self.ended: asyncio.Future[EndReason | None] = asyncio.get_running_loop().create_future()
-        self.detail = ""  # why it ended
-        self._owner = owner
-        self._speech = speech
-        self._base = speech.written  # where this session's speech begins
-        self._transport: Transport | None = None
-        self._early: list[Wire] = []  # said before the transport was there
-        self._frame: list[Samples] = []  # less than a message's audio
-        self._frame_size = 0
-        self._broken = 0  # messages in a row
-        self._is_blocked = False
-        self._dropped_frames = 0
-        self._is_paused = False  # reading
-        self._stuck: asyncio.TimerHandle | None = None
-
-    # --- to the agent
-
-    def begin(self, transport: Transport) -> None:
-        """The connection is there."""
-        if self.ended.done():
-            transport.close()
-            return
-        self._transport = transport
-        for message in (*self.protocol.start(), *self._early):
-            transport.send(message)
-        self._early.clear()
-        if not self.protocol.says_ready:
-            self.ready.set()
-
-    def send(self, messages: Sequence[Wire]) -> None:
-        """Says what a codec gave."""
-        if self.ended.done():
-            return
-        if self._transport is None:
-            self._early += messages
-            return
-        for message in messages:
-            self._transport.send(message)
-
-    def say(self, samples: Samples) -> None:
-        """What the telephone said, cut into messages of `frame_ms`."""
-        size = self.protocol.conversation.frame_ms * self.protocol.send_rate_hz // 1000
-        if not self._frame and samples.size == size:
-            self._say_frame(samples)
-            return
-        self._frame.append(samples)
-        self._frame_size += samples.size
-        if self._frame_size < size:
-            return
-        whole = np.concatenate(self._frame)
-        end = whole.size - whole.size % size
-        for start in range(0, end, size):
-            self._say_frame(whole[start : start + size])
-        self._frame = [whole[end:].copy()] if end < whole.size else []
-        self._frame_size = whole.size - end
-
-    def _say_frame(self, samples: Samples) -> None:
-        if self._is_blocked:
-            self._dropped_frames += 1
-        else:
-            self.send(self.protocol.audio(samples))
-
-    def clear(self) -> None:
-        """Stops the agent's speech, and tells it where."""
-        position = self._speech.clear()
-        self.send(self.protocol.cleared(max(0, position - self._base)))
-
-    def read_on(self) -> None:
-        """There is room for more speech."""
-        if self._is_paused and self._transport is not None:
-            self._is_paused = False
-            self._transport.pause_reading(False)
-
-    def close(self, error: str = "") -> None:
-        """Ends it; nothing more is told."""
-        if not self.ended.done():
-            self.ended.cancel()
-        self._end_transport(error)
-
-    def _end_transport(self, error: str = "") -> None:
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
-        if self._transport is not None:
-            self._transport.close(error)
-            self._transport = None
-
-    # --- from the agent: Incoming
-
-    def received(self, data: Wire) -> None:
-        if self.ended.done():
-            return
-        try:
-            events = self.protocol.receive(data)
-        except Exception as error:  # of a codec that somebody else may have written
-            events = (Broken(f"a message that its codec fails on: {error!r}"),)
-        broken = False
-        for event in events:
-            if isinstance(event, Broken):
-                broken = True
-                self.unreadable(event.detail)
-            else:
-                self._carry_out(event)
-        if not broken:
-            self._broken = 0
-
-    def unreadable(self, detail: str) -> None:
-        if self.ended.done():
-            return
-        self._broken += 1
-        self._owner.warn("broken", "a message of the agent cannot be read", reason=detail)
-        if self._broken >= _BROKEN_IN_A_ROW:
-            self._end(self._owner.failed(f"protocol error: {detail}"), detail)
-            self._end_transport("protocol error")
-
-    def _carry_out(self, event: Event) -> None:
-        speech = self._speech
-        match event:
-            case Audio(samples):
-                self._play(samples)
-            case Clear():
-                self.clear()
-            case Mark():
-                speech.mark(functools.partial(self._mark_reached, event))
-            case Pause(paused):
-                speech.paused = paused
-            case StatusAsked():
-                self.send(self.protocol.status(speech.queued_ms))
-            case Ready():
-                self.ready.set()
-            case Unknown(detail):
-                self._owner.warn("unknown", "a message of the agent means nothing here", reason=detail)
-            case _:
-                self._owner.wishes(self, event)
-
-    def _play(self, samples: Samples) -> None:
-        speech = self._speech
-        if speech.rate_hz != self.protocol.receive_rate_hz:
-            if speech.written:
-                self._owner.warn("rate", "the agent has changed its rate; its audio is not played")
-                return
-            speech.rate_hz = self.protocol.receive_rate_hz
-        speech.write(samples)
-        if speech.is_full and not self._is_paused and self._transport is not None:
-            self._is_paused = True
-            self._transport.pause_reading(True)
-            self._owner.note("the agent is far ahead; it is not read from for a while")
-
-    def _mark_reached(self, mark: Mark, cleared: bool) -> None:
-        self.send(self.protocol.mark_reached(mark, cleared))
-
-    def blocked(self, is_blocked: bool) -> None:
-        self._is_blocked = is_blocked
-        if is_blocked:
-            self._owner.warn("slow", "the agent does not read; what the telephone says is dropped")
-            loop = asyncio.get_running_loop()
-            self._stuck = loop.call_later(STUCK_S, self._give_up)
-        elif self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
-            self._owner.note("the agent reads again", dropped_frames=self._dropped_frames)
-
-    def _give_up(self) -> None:
-        self.lost(False, f"the agent has read nothing for {STUCK_S:g} s")
-        self._end_transport()
-
-    def lost(self, closed: bool, detail: str) -> None:
-        if self.ended.done():
-            return
-        if not closed:
-            self._end(None, detail)
-            return
-        reason = EndReason(EndKind.CHANNEL_CLOSED, detail, Party.CHANNEL)
-        if self._speech.queued:  # it has said goodbye
-            self._speech.mark(lambda cleared: self._end(reason, detail))
-        else:
-            self._end(reason, detail)
-
-    def _end(self, reason: EndReason | None, detail: str) -> None:
-        self.detail = detail
-        if not self.ended.done():
-            self.ended.set_result(reason)
-        self.ready.set()

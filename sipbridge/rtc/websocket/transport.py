@@ -134,11 +134,12 @@ async def _open_websocket(
         raise
     if not listener.is_connected:  # picows takes an end without an answer for a handshake
         raise ConnectError("the agent has closed the connection without an answer")
-    _limit(transport.underlying_transport)
+    limit_sending(transport.underlying_transport)
     return _WebSocket(transport, listener)
 
 
-def _limit(transport: asyncio.Transport) -> None:
+def limit_sending(transport: asyncio.Transport) -> None:
+    """Little waits for a far side that does not read."""
     if transport.is_closing():
         return
     sock = transport.get_extra_info("socket")
@@ -234,7 +235,7 @@ class _Listener(picows.WSListener):
             # 1001 is a server that goes down, to come again perhaps; none at all is how many say goodbye
             in_order = received.code in (picows.WSCloseCode.OK, picows.WSCloseCode.NO_INFO)
             reason = f" {received.reason}" if received.reason else ""
-            incoming.lost(in_order, f"the agent has closed the connection ({received.code}{reason})")
+            incoming.lost(in_order, f"the far side has closed the connection ({received.code}{reason})")
 
 
 class _WebSocket(Transport):
@@ -275,7 +276,7 @@ async def _open_stream(address: str, incoming: Incoming) -> Transport:
         raise ValueError(f"{address!r} has no port")
     loop = asyncio.get_running_loop()
     transport, stream = await loop.create_connection(lambda: _Stream(incoming), host, port)
-    _limit(transport)
+    limit_sending(transport)
     return _Tcp(transport, stream)
 
 
@@ -305,7 +306,7 @@ class _Stream(asyncio.Protocol):
             self.closing.cancel()
         incoming, self.incoming = self.incoming, None
         if incoming is not None:
-            detail = "the agent has closed the connection" if self._ended else "the connection broke"
+            detail = "the far side has closed the connection" if self._ended else "the connection broke"
             incoming.lost(self._ended and exc is None, detail)
 
 

@@ -19,7 +19,7 @@ from sipbridge.errors import EndKind, RtcError
 from sipbridge.media.tones import Tone
 from sipbridge.routing import Target
 from sipbridge.rtc.base import RtcConnection
-from sipbridge.rtc.websocket import connection as connection_module
+from sipbridge.rtc.websocket import session as session_module
 from sipbridge.rtc.websocket.audiosocket import format_message
 from sipbridge.rtc.websocket.connection import WebSocketConnection, fill_parameters
 from sipbridge.rtc.websocket.protocol import MAX_MESSAGE_BYTES
@@ -644,7 +644,7 @@ async def test_an_agent_that_reads_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Little waits for it; it is given up, and called again."""
-    monkeypatch.setattr(connection_module, "STUCK_S", 0.3)
+    monkeypatch.setattr(session_module, "STUCK_S", 0.3)
     go_on = asyncio.Event()
 
     async def talk(server: Agent, connection: ServerConnection) -> None:
