@@ -26,6 +26,7 @@ from sipbridge.routing import SipUri, Target, accepts_number, fill, match_rule, 
 from sipbridge.rtc.base import RtcContext
 from sipbridge.rtc.local import LocalRooms
 from sipbridge.rtc.registry import make_connection
+from sipbridge.rtc.websocket.member import ProgramMember
 from sipbridge.sip import CallLeg, SipEndpoint
 from sipbridge.sip.media_port import level_dbfs
 
@@ -80,7 +81,7 @@ class RoomView:
 
     name: str
     rate_hz: int
-    members: tuple[str, ...]  # call ids
+    members: tuple[str, ...]  # the ids of calls, and the names of programs
 
 
 class CallRegistry:
@@ -249,6 +250,10 @@ class CallRegistry:
             RoomView(name=name, rate_hz=rates.get(name, 0), members=members)
             for name, members in self._rooms.members().items()
         ]
+
+    def make_program(self, room: str, *, name: str, protocol: str, rate_hz: int) -> ProgramMember:
+        """A program that is to join a room. ValueError, LookupError, ImportError: it cannot."""
+        return ProgramMember(self._context, room, name=name, protocol=protocol, rate_hz=rate_hz)
 
     async def health(self) -> dict[str, int | float | bool]:
         """Counts of what exists; all of them are back to their start when no call is left."""

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response, WebSocket
+from fastapi.exceptions import RequestValidationError, ValidationException, WebSocketRequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
@@ -33,6 +33,7 @@ from sipbridge.errors import (
 )
 from sipbridge.events import CallAnswered, CallEnded, CallEvent
 from sipbridge.http import schema
+from sipbridge.http.socket import AcceptedSocket
 from sipbridge.http.token import is_token
 
 MAX_BODY_BYTES = 65_536
@@ -67,10 +68,12 @@ def create_api(calls: CallRegistry, tokens: Collection[str], closing: asyncio.Ev
     routers = (_make_health_routes(calls), _make_call_routes(calls, closing))
     for router in routers:
         api.include_router(router)
+    api.include_router(_make_socket_routes(calls))
     api.state.routes = [route for router in routers for route in router.routes]
     api.add_middleware(_Limits, tokens=tuple(tokens))
     api.add_exception_handler(StarletteHTTPException, _on_http_error)
     api.add_exception_handler(RequestValidationError, _on_invalid_request)
+    api.add_exception_handler(WebSocketRequestValidationError, _on_invalid_socket)
     api.add_exception_handler(SipbridgeError, _on_own_error)
     api.add_exception_handler(Exception, _on_fault)
     return api
@@ -148,6 +151,20 @@ def _make_call_routes(calls: CallRegistry, closing: asyncio.Event) -> APIRouter:
         return schema.Rooms(rooms=[schema.Room.from_view(view) for view in calls.rooms()])
 
     @routes.get(
+        "/rooms/{room}/audio",
+        tags=["rooms"],
+        summary="Join a room with a program",
+        status_code=101,
+        response_class=Response,
+        responses={101: {"description": "The WebSocket is open, and the program in the room."}},
+    )
+    async def join_room(room: str, program: Annotated[schema.Program, Query()]) -> Response:
+        """A WebSocket: the program hears all others in the `local:` room and is heard by them, sees keys
+        and messages, and may send its own. docs/agents.md has the protocols; a program takes the side that
+        an agent has there."""
+        raise HTTPException(426, "this is a WebSocket", {"Upgrade": "websocket"})
+
+    @routes.get(
         "/events",
         tags=["events"],
         summary="What happens, as it happens",
@@ -158,6 +175,28 @@ def _make_call_routes(calls: CallRegistry, closing: asyncio.Event) -> APIRouter:
         """A stream of server-sent events: `event` is the name, as `call.ended`; `data` is JSON with
         `event`, `call_id`, `at` (Unix time) and what belongs to the event."""
         return _EventStream(calls.events(), closing)
+
+    return routes
+
+
+def _make_socket_routes(calls: CallRegistry) -> APIRouter:
+    """What is spoken over WebSockets; OpenAPI has the requests that open them above."""
+    routes = APIRouter(prefix="/v1")
+
+    @routes.websocket("/rooms/{room}/audio")
+    async def join_room(socket: WebSocket, room: str, program: Annotated[schema.Program, Query()]) -> None:
+        try:
+            member = calls.make_program(room, **dict(program))
+        except (ValueError, LookupError, ImportError) as error:
+            await socket.send_denial_response(_problem(422, str(error)))
+            return
+        await socket.accept(subprotocol=member.subprotocol or None)
+        transport = AcceptedSocket(socket, member.session)
+        carrying = asyncio.ensure_future(transport.run())
+        try:
+            await member.stay(transport)
+        finally:
+            await carrying
 
     return routes
 
@@ -263,7 +302,7 @@ class _Limits:
         self._tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
@@ -272,6 +311,9 @@ class _Limits:
                 401, "this needs a valid token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
             )
             await response(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await self._app(scope, receive, send)
             return
         try:
             body = await _read_body(headers, receive)
@@ -399,6 +441,15 @@ def _methods_at(request: Request) -> list[str]:
 
 async def _on_invalid_request(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    return _invalid(error)
+
+
+async def _on_invalid_socket(socket: WebSocket, error: Exception) -> None:
+    assert isinstance(error, WebSocketRequestValidationError)
+    await socket.send_denial_response(_invalid(error))
+
+
+def _invalid(error: ValidationException) -> Response:
     errors = []
     for item in error.errors():
         place = [str(part) for part in item["loc"] if part not in ("body", "query", "path")]

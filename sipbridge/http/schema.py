@@ -143,6 +143,18 @@ class Digits(_Body):
     )
 
 
+class Program(_Body):
+    """How a program joins a room."""
+
+    protocol: str = Field(
+        default="proxy", max_length=64, description="What is spoken, as an `[[agent]]` does."
+    )
+    name: str = Field(default="", max_length=64, description="Its name among the members; one is made up.")
+    rate_hz: int = Field(
+        default=0, ge=0, le=48000, description="The rate of its audio; 0: as the protocol prefers."
+    )
+
+
 class Reason(_Answer):
     """Why a call ended."""
 
@@ -199,7 +211,7 @@ class Room(_Answer):
 
     name: str
     rate_hz: int = Field(description="The sample rate it is mixed at.")
-    members: list[str] = Field(description="The ids of its calls.")
+    members: list[str] = Field(description="The ids of its calls, and the names of its programs.")
 
     @classmethod
     def from_view(cls, view: "RoomView") -> Self:

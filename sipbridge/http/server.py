@@ -13,6 +13,7 @@ from sipbridge.calls import CallRegistry
 from sipbridge.config import HttpConfig
 from sipbridge.errors import ConfigError
 from sipbridge.http.api import create_api
+from sipbridge.http.socket import SocketProtocol
 from sipbridge.http.token import read_or_make_token, token_path
 from sipbridge.routing import join_host_port, split_host_port
 
@@ -58,7 +59,8 @@ class HttpServer:
             uvicorn.Config(
                 create_api(self._calls, tokens, self._closing),
                 http="h11",
-                ws="none",
+                ws=SocketProtocol,
+                ws_per_message_deflate=False,
                 lifespan="off",
                 log_config=None,
                 log_level="warning",

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """`local:ROOM`: a room inside this process, whose members hear all others and not themselves."""
 
+from dataclasses import dataclass
+from typing import Protocol
+
 from sipbridge.errors import EndReason
 from sipbridge.media import tones
 from sipbridge.media.loop import Room
@@ -8,28 +11,63 @@ from sipbridge.routing import Target
 from sipbridge.rtc.base import JoinRequest, PlaybackQueue, RtcConnection, RtcContext, RtcListener
 
 
+class RoomListener(Protocol):
+    """What a member of a room is told; a call's `RtcListener` is one."""
+
+    def participant_joined(self, identity: str) -> None: ...
+    def participant_left(self, identity: str, remaining: int) -> None: ...
+    def dtmf(self, digit: str) -> None: ...
+    def message(self, topic: str, text: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """Somebody in a room."""
+
+    room: str
+    identity: str  # of a call its id, else a name that need not be the only one
+    listener: RoomListener
+
+
 class LocalRooms:
     """Who is in which room. Event loop."""
 
     def __init__(self) -> None:
-        self._members: dict[str, list[LocalConnection]] = {}
+        self._members: dict[str, list[Member]] = {}
 
     def members(self) -> dict[str, tuple[str, ...]]:
-        """The call ids in each room, in the order of their coming."""
-        return {room: tuple(member.call_id for member in members) for room, members in self._members.items()}
+        """The identities in each room, in the order of their coming."""
+        return {room: tuple(member.identity for member in members) for room, members in self._members.items()}
 
-    def others(self, connection: "LocalConnection") -> list["LocalConnection"]:
-        return [member for member in self._members.get(connection.room, []) if member is not connection]
+    def others(self, member: Member) -> list[Member]:
+        return [other for other in self._members.get(member.room, []) if other is not member]
 
-    def add(self, connection: "LocalConnection") -> None:
-        self._members.setdefault(connection.room, []).append(connection)
+    def enter(self, room: str, identity: str, listener: RoomListener) -> Member:
+        """Somebody is in the room from now on; it and all others are told of each other."""
+        member = Member(room, identity, listener)
+        self._members.setdefault(room, []).append(member)
+        for other in self.others(member):
+            other.listener.participant_joined(identity)
+            listener.participant_joined(other.identity)
+        return member
 
-    def remove(self, connection: "LocalConnection") -> None:
-        members = self._members.get(connection.room, [])
-        if connection in members:
-            members.remove(connection)
-        if not members:
-            self._members.pop(connection.room, None)
+    def leave(self, member: Member) -> None:
+        others = self.others(member)
+        self._members[member.room].remove(member)
+        if not others:
+            del self._members[member.room]
+        for other in others:
+            other.listener.participant_left(member.identity, len(others) - 1)
+
+    def press(self, member: Member, digit: str) -> None:
+        """All others are sent the key: the member's audio has not got it."""
+        for other in self.others(member):
+            other.listener.dtmf(digit)
+
+    def tell(self, member: Member, topic: str, text: str) -> None:
+        """All others get the message."""
+        for other in self.others(member):
+            other.listener.message(topic, text)
 
 
 class LocalConnection(RtcConnection):
@@ -39,41 +77,32 @@ class LocalConnection(RtcConnection):
         super().__init__(target, context)
         if not target.address:
             raise ValueError("expected local:ROOM")
-        self.room = target.address
-        self.call_id = ""
         self._closed = False
-        self._playback: PlaybackQueue | None = None  # while joined
-        self._listener: RtcListener
+        self._port_id = 0
+        self._member: Member | None = None  # while joined
 
     async def connect(self, join: JoinRequest, playback: PlaybackQueue, listener: RtcListener) -> None:
         if self._closed:
             return
-        self.call_id = join.call_id
-        self._playback, self._listener = playback, listener
         media, rooms = self.context.media, self.context.rooms
-        rooms.add(self)
-        media.attach(playback.port_id, Room(self.room))
-        others = rooms.others(self)
-        if not others:
-            media.overlay(playback.port_id, tones.hint)
-        for other in others:
-            other._listener.participant_joined(self.call_id)
-            listener.participant_joined(other.call_id)
+        room, self._port_id = self.target.address, playback.port_id
+        media.attach(self._port_id, Room(room))
+        self._member = rooms.enter(room, join.call_id, listener)
+        if not rooms.others(self._member):
+            media.overlay(self._port_id, tones.hint)
 
     async def send_dtmf(self, digit: str, duration_ms: int) -> None:
-        """The other telephones of the room are sent the key: their audio has not got it."""
-        if self._playback is None:
-            return
-        for other in self.context.rooms.others(self):
-            other._listener.dtmf(digit)
+        if self._member is not None:
+            self.context.rooms.press(self._member, digit)
+
+    async def send_message(self, message: str | bytes, topic: str = "") -> None:
+        if self._member is not None:
+            text = message if isinstance(message, str) else message.decode("utf-8", "replace")
+            self.context.rooms.tell(self._member, topic, text)
 
     async def close(self, reason: EndReason) -> None:
         self._closed = True
-        if self._playback is None:
-            return
-        others = self.context.rooms.others(self)
-        self.context.rooms.remove(self)
-        self.context.media.detach(self._playback.port_id)
-        self._playback = None
-        for other in others:
-            other._listener.participant_left(self.call_id, len(others) - 1)
+        if self._member is not None:
+            member, self._member = self._member, None
+            self.context.media.detach(self._port_id)
+            self.context.rooms.leave(member)

@@ -245,6 +245,12 @@ def test_rooms_are_listed_with_their_calls() -> None:
     }
 
 
+def test_room_audio_is_a_websocket() -> None:
+    answer = request(FakeCalls(), "GET", "/v1/rooms/demo/audio")
+    problem(answer, 426)
+    assert answer.headers["upgrade"] == "websocket"
+
+
 @pytest.mark.parametrize(
     "authorization",
     ["", "Bearer", "Bearer ", "Bearer wrong", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x", "Bearer \xff\xfe"],
@@ -324,6 +330,7 @@ def test_openapi_is_complete() -> None:
         ("POST", "/v1/calls/{call_id}/hangup"),
         ("POST", "/v1/calls/{call_id}/dtmf"),
         ("GET", "/v1/rooms"),
+        ("GET", "/v1/rooms/{room}/audio"),
         ("GET", "/v1/events"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import MakeCall
 from tests.support import audio, setup
-from tests.support.codecs import G722, Codec, Opus, Pcma, Pcmu, Samples
+from tests.support.codecs import G722, Codec, Opus, Pcma, Pcmu
 from tests.support.parties import Call
 from tests.support.server import Server
 
@@ -19,12 +19,6 @@ def meet(call: MakeCall, *codecs: type[Codec]) -> list[Call]:
     parties = [call(room, codec) for codec in codecs]
     parties[0].rtp.listen(0.7)
     return parties
-
-
-def level_dbfs(heard: Samples, rate_hz: int, hz: float) -> float:
-    """Of a tone, in most pieces of 50 ms: a mix may be read 0.2 % faster or slower for some seconds."""
-    pieces = heard[: len(heard) // (rate_hz // 20) * (rate_hz // 20)].reshape(-1, rate_hz // 20)
-    return float(np.median([audio.tone_level_dbfs(piece, rate_hz, hz) for piece in pieces]))
 
 
 @pytest.mark.parametrize("codec", [Pcmu, Pcma])
@@ -73,7 +67,7 @@ def test_codecs_meet(one: type[Codec], other: type[Codec], server: Server, call:
         heard = party.rtp.listen(1.0)
         rate_hz = party.rtp.codec.rate_hz
         assert audio.find_tone(heard, rate_hz) == pytest.approx(hz, abs=3)
-        assert level_dbfs(heard, rate_hz, hz) == pytest.approx(-12, abs=1.5)
+        assert audio.usual_level_dbfs(heard, rate_hz, hz) == pytest.approx(-12, abs=1.5)
 
 
 def test_nothing_above_4_khz_comes_from_a_narrow_leg(server: Server, call: MakeCall) -> None:
@@ -82,7 +76,7 @@ def test_nothing_above_4_khz_comes_from_a_narrow_leg(server: Server, call: MakeC
     talker.rtp.play(audio.tone(1000, 1.0), loop=True)
     listener.rtp.listen(0.4)
     heard = listener.rtp.listen(1.0)
-    image_db = audio.tone_level_dbfs(heard, 16_000, 7000) - level_dbfs(heard, 16_000, 1000)
+    image_db = audio.tone_level_dbfs(heard, 16_000, 7000) - audio.usual_level_dbfs(heard, 16_000, 1000)
     assert image_db < -50
 
 
@@ -96,7 +90,7 @@ def test_everybody_hears_the_others_and_not_itself(server: Server, call: MakeCal
     for party, own_hz in zip(parties, tones_hz, strict=True):
         heard = party.rtp.listen(1.0)
         for hz in tones_hz:
-            found_dbfs = level_dbfs(heard, 8000, hz)
+            found_dbfs = audio.usual_level_dbfs(heard, 8000, hz)
             assert found_dbfs < -55 if hz == own_hz else found_dbfs == pytest.approx(-20, abs=1)
 
 

@@ -98,6 +98,11 @@ def tone_levels_dbfs(samples: Samples, rate_hz: int, hz: float, piece_s: float =
     return np.array([tone_level_dbfs(samples[start : start + size], rate_hz, hz) for start in starts])
 
 
+def usual_level_dbfs(samples: Samples, rate_hz: int, hz: float) -> float:
+    """Of a tone, in most pieces of 50 ms: a mix may be read 0.2 % faster or slower for some seconds."""
+    return float(np.median(tone_levels_dbfs(samples, rate_hz, hz, 0.05)))
+
+
 def find_tone(samples: Samples, rate_hz: int) -> float:
     """The strongest frequency, in Hz, to about 1 Hz for a second of audio; 0 for silence."""
     if not len(samples) or not np.any(samples):

@@ -11,6 +11,9 @@ from typing import Any
 from sipbridge.calls import CallRegistry, CallView, DialRequest, RoomView
 from sipbridge.errors import EndKind, EndReason, Party
 from sipbridge.events import CallAnswered, CallEnded, CallEvent, CallStarted
+from sipbridge.rtc.websocket.member import ProgramMember
+from tests.support.fake_bank import FakeMedia
+from tests.support.fake_rtc import make_context
 
 
 class FakeCalls(CallRegistry):
@@ -30,6 +33,8 @@ class FakeCalls(CallRegistry):
         self.room_views: list[RoomView] = []
         self.counters: dict[str, int | float | bool] = {"calls": 0, "descriptors": 12}
         self.subscribers: list[asyncio.Queue[CallEvent]] = []
+        self.media = FakeMedia()
+        self.context = make_context(self.media)
         self._steps: dict[str, list[dict[str, Any]]] = {}
 
     def add(self, call_id: str, **changes: Any) -> CallView:
@@ -142,6 +147,9 @@ class FakeCalls(CallRegistry):
 
     def rooms(self) -> builtins.list[RoomView]:
         return self.room_views
+
+    def make_program(self, room: str, *, name: str, protocol: str, rate_hz: int) -> ProgramMember:
+        return ProgramMember(self.context, room, name=name, protocol=protocol, rate_hz=rate_hz)
 
     async def health(self) -> dict[str, int | float | bool]:
         return self.counters

@@ -18,4 +18,6 @@
     one connection, with all that can go wrong in it.
 `connection`
     the backend: one call's conversation with one agent, over however many connections.
+`member`
+    a program that has joined a room by itself.
 """

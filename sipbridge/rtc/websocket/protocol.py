@@ -186,6 +186,10 @@ class Protocol(abc.ABC):
         """A message of the call."""
         return ()
 
+    def participant(self, identity: str, joined: bool) -> Sequence[Wire]:
+        """Somebody else is in the room of a program, or has left it."""
+        return ()
+
     def mark_reached(self, mark: Mark, cleared: bool) -> Sequence[Wire]:
         """What was sent before it has been played, or was cleared."""
         return ()

@@ -14,6 +14,8 @@
     {"type": "speech_started"}, and _stopped,
      where the configuration has a detector
     {"type": "refused", "request": "transfer"}
+    {"type": "joined", "identity": "…"}, and left,
+     to a program in a room
 
 16 kHz where the configuration does not say otherwise. An agent that knows binary messages and
 ``{"type": "text"}`` alone is a whole one.
@@ -64,6 +66,9 @@ class ProxyProtocol(Protocol):
 
     def message(self, text: str, topic: str) -> Sequence[Wire]:
         return (json.dumps({"type": "text", "content": text}),)
+
+    def participant(self, identity: str, joined: bool) -> Sequence[Wire]:
+        return (json.dumps({"type": "joined" if joined else "left", "identity": identity}),)
 
     def mark_reached(self, mark: Mark, cleared: bool) -> Sequence[Wire]:
         event = "cleared" if cleared else "played"
