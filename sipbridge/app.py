@@ -8,6 +8,7 @@ from sipbridge.config import Config
 from sipbridge.http.server import HttpServer
 from sipbridge.media.loop import MediaLoop
 from sipbridge.media.remote import RemotePorts
+from sipbridge.rtc.websocket.pbx import PbxServer
 from sipbridge.sip import CallLeg, SipEndpoint
 
 
@@ -18,7 +19,7 @@ class App:
 
         SipEndpoint ──(clock, ports)──► MediaLoop, RemotePorts
              │                              │
-             └────────► CallRegistry ◄──────┘ ◄──── HttpServer
+             └────────► CallRegistry ◄──────┘ ◄──── HttpServer, PbxServers
     """
 
     def __init__(self, config: Config, *, http: bool = True) -> None:
@@ -29,6 +30,7 @@ class App:
         self._endpoint: SipEndpoint | None = None
         self._media: MediaLoop | None = None
         self._remotes: RemotePorts | None = None
+        self._pbxs: list[PbxServer] = []
         self._http: HttpServer | None = None
 
     async def start(self) -> None:
@@ -48,6 +50,10 @@ class App:
             self._remotes.start()
             self.calls = CallRegistry(self.config, self._endpoint, self._media, self._remotes)
             self.listening = list(self._endpoint.listening)
+            for pbx in self.calls.make_pbx_servers():
+                self._pbxs.append(pbx)
+                await pbx.start()
+                self.listening.append(f"{pbx.config.protocol} {pbx.address}")
             if self._with_http:
                 self._http = HttpServer(self.config.http, self.calls)
                 await self._http.start()
@@ -70,6 +76,9 @@ class App:
         if self._endpoint is not None and self._media is not None and hasattr(self, "calls"):
             self._endpoint.set_draining(True)
             await self.calls.end_all()
+        for pbx in self._pbxs:
+            await pbx.stop()
+        self._pbxs.clear()
         if self._http is not None:
             await self._http.stop()
             self._http = None

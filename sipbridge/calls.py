@@ -27,6 +27,7 @@ from sipbridge.rtc.base import RtcContext
 from sipbridge.rtc.local import LocalRooms
 from sipbridge.rtc.registry import make_connection
 from sipbridge.rtc.websocket.member import ProgramMember
+from sipbridge.rtc.websocket.pbx import PbxServer, StreamLeg
 from sipbridge.sip import CallLeg, SipEndpoint
 from sipbridge.sip.media_port import level_dbfs
 
@@ -111,6 +112,21 @@ class CallRegistry:
             detail = f"trunk {leg.trunk.name} does not serve {leg.callee!r}"
             refusal = EndReason(EndKind.NOT_FOUND, detail)
         self._pair(leg, leg.trunk.name if leg.trunk is not None else "", refusal)
+
+    def on_stream(self, leg: StreamLeg) -> None:
+        """A call that a PBX hands over without SIP, so without its gate."""
+        refusal: EndReason | None = None
+        of_pbx = sum(bridge.trunk == leg.pbx.name for bridge in self._bridges.values())
+        if self.draining:
+            refusal = EndReason(EndKind.SHUTDOWN, "the server is going down")
+        for count, limit in ((len(self._bridges), self.config.sip.max_calls), (of_pbx, leg.pbx.max_calls)):
+            if refusal is None and limit is not None and count >= limit:
+                refusal = EndReason(EndKind.OVERLOAD, f"{limit} calls are up: that is the limit")
+        self._pair(leg, leg.pbx.name, refusal)
+
+    def make_pbx_servers(self) -> Sequence[PbxServer]:
+        """One for each [[pbx]], not started."""
+        return [PbxServer(pbx, self._context, self.on_stream) for pbx in self.config.pbx]
 
     def _pair(self, leg: Leg, trunk: str, refusal: EndReason | None) -> None:
         """Finds the rule of a call and its target; without them, or with a refusal, it ends."""

@@ -273,6 +273,10 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
                     "config": None if config is None else str(config),
                     "listeners": listeners,
                     "trunks": [_trunk_row(trunk) for trunk in settings.trunk],
+                    "pbxs": [
+                        {"name": pbx.name, "protocol": pbx.protocol, "listen": pbx.listen}
+                        for pbx in settings.pbx
+                    ],
                     "rules": [rule.model_dump(by_alias=True) for rule in settings.rule],
                     "agents": [
                         {"name": agent.name, "protocol": agent.protocol, "url": list(agent.url)}
@@ -290,7 +294,7 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
             typer.echo(_check_report(config, settings, listeners, needed))
         # A server of ours that has the port is what this one will replace.
         errors = [
-            _listen_error(config, str(item["transport"]), str(item["problem"]))
+            _listen_error(config, settings, item)
             for item in listeners
             if item["problem"] and " in use by sipbridge " not in str(item["problem"])
         ]
@@ -298,13 +302,18 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
             raise ConfigFileError(errors)
 
 
-def _listen_error(file: Path | None, transport: str, problem: str) -> ConfigError:
-    table, key = {"tls": ("sip.tls", "port"), "http": ("http", "listen")}.get(transport, ("sip", "listen"))
-    return ConfigError(problem, file=file, table=table, key=key)
+def _listen_error(file: Path | None, config: Config, listener: Mapping[str, Any]) -> ConfigError:
+    table, key = {"tls": ("sip.tls", "port"), "http": ("http", "listen")}.get(
+        listener["transport"], ("sip", "listen")
+    )
+    for pbx in config.pbx:
+        if (pbx.protocol, pbx.listen) == (listener["transport"], listener["address"]):
+            table = f'[[pbx]] "{pbx.name}"'
+    return ConfigError(listener["problem"], file=file, table=table, key=key)
 
 
 def _listeners(config: Config) -> Iterator[tuple[str, str, int]]:
-    """What a server of this configuration listens at: ("udp", "tcp", "tls" or "http", host, port)."""
+    """What a server of this configuration listens at: transport or protocol, host and port."""
     for listen in config.sip.listen:
         host, port = split_host_port(listen)
         for transport in config.sip.transports:
@@ -312,8 +321,12 @@ def _listeners(config: Config) -> Iterator[tuple[str, str, int]]:
                 yield "tls", host, config.sip.tls.port
             else:
                 yield transport, host, port or 0
-    host, port = split_host_port(config.http.listen)
-    yield "http", host, port or 0
+    for protocol, listen in (
+        *((pbx.protocol, pbx.listen) for pbx in config.pbx),
+        ("http", config.http.listen),
+    ):
+        host, port = split_host_port(listen)
+        yield protocol, host, port or 0
 
 
 def _trunk_row(trunk: TrunkConfig) -> dict[str, Any]:
@@ -361,6 +374,25 @@ def _check_report(
                 ],
             ),
             "",
+            *(
+                [
+                    _table(
+                        ("PBX", "PROTOCOL", "LETS IN", "USER"),
+                        [
+                            (
+                                pbx.name,
+                                pbx.protocol,
+                                " ".join(str(network) for network in pbx.allowed_addresses) or "anywhere",
+                                "-" if pbx.auth is None else pbx.auth.username,
+                            )
+                            for pbx in config.pbx
+                        ],
+                    ),
+                    "",
+                ]
+                if config.pbx
+                else []
+            ),
             _table(
                 ("RULE", "TRUNK", "FROM", "TO", "TARGET"),
                 [

@@ -384,6 +384,25 @@ class TrunkConfig(_Table):
         return self
 
 
+class PbxConfig(_Table):
+    """``[[pbx]]``: a PBX that hands its calls over by a stream of its own, without SIP. We listen for it."""
+
+    name: Name
+    protocol: Literal["audiosocket", "asterisk"]
+    listen: Annotated[str, AfterValidator(_check_listen)]
+    allowed_addresses: Annotated[tuple[Network, ...], _LIST, _UNIQUE] = ()
+    auth: AuthConfig | None = None  # what it has to say as HTTP Basic
+    max_calls: CallLimit | None = None  # None: only the limit of [sip]
+
+    @model_validator(mode="after")
+    def _check_use(self) -> "PbxConfig":
+        if self.protocol == "audiosocket" and self.auth is not None:
+            raise _error("audiosocket has no user and no password; its callers are known by address", "auth")
+        if not self.allowed_addresses and self.auth is None:
+            raise _error("nobody is let in: it needs allowed_addresses", "allowed_addresses")
+        return self
+
+
 class RuleConfig(_Table):
     """``[[rule]]``: which calls meet which channel. The first rule that fits is taken."""
 
@@ -464,6 +483,7 @@ class Config(_Table):
     sip: SipConfig = SipConfig()
     media: MediaConfig = MediaConfig()
     trunk: Annotated[tuple[TrunkConfig, ...], _LIST] = ()
+    pbx: Annotated[tuple[PbxConfig, ...], _LIST] = ()
     rule: Annotated[tuple[RuleConfig, ...], _LIST] = ()
     agent: Annotated[tuple[AgentConfig, ...], _LIST] = ()
     http: HttpConfig = HttpConfig()
@@ -485,7 +505,7 @@ class Config(_Table):
     @model_validator(mode="after")
     def _check_whole(self) -> "Config":
         problems = [
-            *_name_problems(self.trunk, self.rule, self.agent),
+            *_name_problems(self.trunk, self.pbx, self.rule, self.agent),
             *_cross_problems(self.sip, list(enumerate(self.trunk))),
         ]
         if problems:
@@ -501,10 +521,10 @@ def _get(item: Any, key: str) -> Any:
 
 
 def _name_problems(
-    trunks: Sequence[Any], rules: Sequence[Any], agents: Sequence[Any]
+    trunks: Sequence[Any], pbxs: Sequence[Any], rules: Sequence[Any], agents: Sequence[Any]
 ) -> Iterator[tuple[_Loc, str]]:
     """Names given twice, and rules that name no trunk or no agent; items are models or what the file says."""
-    for table, items in (("trunk", trunks), ("rule", rules), ("agent", agents)):
+    for table, items in (("trunk", trunks), ("pbx", pbxs), ("rule", rules), ("agent", agents)):
         seen: list[Any] = []
         for index, item in enumerate(items):
             name = _get(item, "name")
@@ -522,10 +542,14 @@ def _name_problems(
             if agent not in agent_names:
                 hint = _did_you_mean(agent, agent_names)
                 yield ("rule", index, "target"), f'there is no [[agent]] "{agent}"{hint}'
-    if rules and not trunks:
+    if rules and not (trunks or pbxs):
         yield ("rule",), "there are rules but no [[trunk]], so no call could come in"
         return
     names = [name for name in (_get(trunk, "name") for trunk in trunks) if isinstance(name, str)]
+    for index, pbx in enumerate(pbxs):
+        if _get(pbx, "name") in names:
+            yield ("pbx", index, "name"), f'there is already a trunk "{_get(pbx, "name")}"'
+    names += [name for name in (_get(pbx, "name") for pbx in pbxs) if isinstance(name, str)]
     for index, rule in enumerate(rules):
         trunk = _get(rule, "trunk")
         if isinstance(trunk, str) and trunk not in names:
@@ -621,7 +645,7 @@ class _Reader:
                 self._add((name,), f"expected a list of tables, each under [[{name}]]")
         trunks = [(i, trunk) for i, trunk in enumerate(parts.get("trunk", ())) if trunk is not None]
         for loc, message in (
-            *_name_problems(self._items("trunk"), self._items("rule"), self._items("agent")),
+            *_name_problems(*(self._items(table) for table in ("trunk", "pbx", "rule", "agent"))),
             *_cross_problems(parts.get("sip", SipConfig()), trunks),
         ):
             self._add(loc, message)
@@ -709,7 +733,10 @@ def _table_and_key(loc: _Loc, data: Any) -> tuple[str | None, str | None]:
     elif len(loc) > 2 and loc[:2] == ("sip", "tls"):
         table, rest = "[sip.tls]", loc[2:]
     else:
-        table, rest = (f"[[{loc[0]}]]" if loc[0] in ("trunk", "rule", "agent") else f"[{loc[0]}]"), loc[1:]
+        table, rest = (
+            (f"[[{loc[0]}]]" if loc[0] in ("trunk", "pbx", "rule", "agent") else f"[{loc[0]}]"),
+            loc[1:],
+        )
     key = ""
     for part in rest:
         # The n-th item of a list is said as people count.
@@ -829,6 +856,10 @@ def required_ports(config: Config) -> list[tuple[str, int, int, str]]:
     if open_listens:
         first, last = config.sip.rtp_ports
         ports.append(("udp", first, last, "RTP and RTCP"))
+    for pbx in config.pbx:
+        host, port = cast(tuple[str, int], routing.split_host_port(pbx.listen))
+        if not _is_loopback(host):
+            ports.append(("tcp", port, port, f"calls of PBX {pbx.name}"))
     host, http_port = cast(tuple[str, int], routing.split_host_port(config.http.listen))
     if not _is_loopback(host):
         ports.append(("tcp", http_port, http_port, "HTTP API"))
@@ -853,6 +884,9 @@ def config_warnings(config: Config) -> list[str]:
         takes_calls = trunk.allowed_addresses or trunk.auth is not None
         if takes_calls and not any(rule.trunk in (None, trunk.name) for rule in config.rule):
             warnings.append(f'[[trunk]] "{trunk.name}" lets callers in, but no [[rule]] takes their calls')
+    for pbx in config.pbx:
+        if not any(rule.trunk in (None, pbx.name) for rule in config.rule):
+            warnings.append(f'[[pbx]] "{pbx.name}" lets callers in, but no [[rule]] takes their calls')
     return warnings
 
 

@@ -46,6 +46,15 @@ allowed_addresses = ["127.0.0.0/8"]
 """
 
 
+PBX = """
+[[pbx]]
+name = "office"
+protocol = "audiosocket"
+listen = "127.0.0.1:9092"
+allowed_addresses = ["127.0.0.1"]
+"""
+
+
 @pytest.fixture
 def write(tmp_path: Path) -> typing.Callable[[str], Path]:
     """Writes the text of a configuration and gives its path."""
@@ -287,6 +296,12 @@ def test_a_frozen_configuration() -> None:
         ),
         (LOOPBACK + "[[rule]]\nname = 'r'\ntarget = 'echo:'\n" * 2, 'there is already a rule "r"'),
         ("[[rule]]\nname = 'r'\ntarget = 'echo:'\n", "[[rule]]: there are rules but no [[trunk]]"),
+        (PBX.replace("allowed_addresses", "#"), '[[pbx]] "office" allowed_addresses: nobody is let in'),
+        (PBX + "auth = {username = 'a', password = 'b'}", '[[pbx]] "office" auth: audiosocket has no user'),
+        (PBX.replace(":9092", ""), '[[pbx]] "office" listen: '),
+        (PBX.replace("audiosocket", "sip"), '[[pbx]] "office" protocol: '),
+        (PBX + PBX, 'there is already a pbx "office"'),
+        (PBX + LOOPBACK.replace("loopback", "office"), 'there is already a trunk "office"'),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(write: Write, text: str, error: str) -> None:
@@ -578,6 +593,18 @@ def test_required_ports(tmp_path: Path) -> None:
         sip=SipConfig(listen=("127.0.0.1:5060", "[::1]:5060")), http=HttpConfig(listen="localhost:80")
     )
     assert required_ports(local) == []
+
+
+def test_a_pbx_of_a_rule(write: Write) -> None:
+    """Rules name it as they name a trunk; a firewall has to let it in."""
+    rule = "[[rule]]\nname = 'r'\ntarget = 'echo:'\ntrunk = 'office'\n"
+    config = load_config(write(PBX + rule), {})
+    assert config_warnings(config) == []
+    assert ("tcp", 9092, 9092, "calls of PBX office") not in required_ports(config)
+    config = load_config(write(PBX.replace("127.0.0.1:", "192.0.2.7:") + rule), {})
+    assert ("tcp", 9092, 9092, "calls of PBX office") in required_ports(config)
+    without = load_config(write(PBX + LOOPBACK + rule.replace("office", "loopback")), {})
+    assert config_warnings(without) == ['[[pbx]] "office" lets callers in, but no [[rule]] takes their calls']
 
 
 def test_required_open_files() -> None:

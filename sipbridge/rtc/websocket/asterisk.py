@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`asterisk`: the media protocol of Asterisk's chan_websocket, as Asterisk speaks it to an application.
+"""`asterisk`: the media protocol of Asterisk's chan_websocket, of both sides.
 
 Binary messages are raw audio; text messages are commands and events. Events are JSON (`f(json)` in
 Asterisk's dial string); commands are understood in JSON and as the plain words of older versions.
@@ -9,25 +9,29 @@ https://docs.asterisk.org/Configuration/Channel-Drivers/WebSocket/
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sipbridge.rtc.websocket.g711 import decode_alaw, decode_ulaw, encode_alaw, encode_ulaw
 from sipbridge.rtc.websocket.protocol import (
     Audio,
+    Begun,
     Broken,
     BrokenError,
     Clear,
     Conversation,
+    Digits,
     Event,
     Hangup,
     Mark,
     Pause,
+    PbxProtocol,
     Protocol,
     Samples,
     StatusAsked,
     Unknown,
     Wire,
     format_pcm,
+    get_text,
     parameters_with_call,
     parse_object,
     parse_pcm,
@@ -144,3 +148,70 @@ class AsteriskProtocol(Protocol):
                 return ()  # the call is answered when the connection is there
             case other:
                 return (Unknown(f"a command {other!r}"),)
+
+
+class AsteriskPbx(PbxProtocol):
+    """An application's side. The parameters are those of the URL, which a dialplan adds with `v()`.
+
+    Of these, `from` and `to` are the two numbers, the others headers. Commands are in the form that the
+    events have: JSON or plain words.
+    """
+
+    subprotocol = "media"
+    rates_hz = (8000, 12000, 16000, 24000, 32000, 48000)
+
+    def __init__(self, conversation: Conversation) -> None:
+        super().__init__(conversation)
+        self._encode, self._decode, _ = _FORMATS["slin"]
+        self._has_begun = self._is_json = False
+
+    def audio(self, samples: Samples) -> Sequence[Wire]:
+        return (self._encode(samples),)
+
+    def answer(self) -> Sequence[Wire]:
+        return (self._command("ANSWER"),)
+
+    def stop(self) -> Sequence[Wire]:
+        return (self._command("HANGUP"),)
+
+    def _command(self, command: str) -> str:
+        return json.dumps({"command": command}) if self._is_json else command
+
+    def receive(self, data: Wire) -> Sequence[Event]:
+        try:
+            if isinstance(data, bytes):
+                if not self._has_begun:
+                    raise BrokenError("audio before MEDIA_START")
+                return (Audio(self._decode(data)),)
+            if data.lstrip().startswith("{"):
+                message = parse_object(data)
+                return self._event(get_text(message, "event"), message)
+            event, *words = data.split()
+            return self._event(event, dict(word.split(":", 1) for word in words if ":" in word))
+        except BrokenError as error:
+            return (Broken(str(error)),)
+
+    def _event(self, event: str, content: Mapping[str, object]) -> Sequence[Event]:
+        match event:
+            case "MEDIA_START":
+                self._is_json = "event" in content
+                return self._begin(str(content.get("format")))
+            case "DTMF_END":
+                return (Digits(str(content.get("digit"))),)
+            case "MEDIA_XON" | "MEDIA_XOFF" | "QUEUE_DRAINED":
+                return ()  # what is sent comes in real time, so nothing queues up
+            case other:
+                return (Unknown(f"an event {other!r}: {content.get('error_text', '')}"),)
+
+    def _begin(self, codec: str) -> Sequence[Event]:
+        name, rate = codec.rstrip("0123456789"), codec.lstrip("abcdefghijklmnopqrstuvwxyz")
+        rate_hz = int(rate) * 1000 if rate.isdecimal() and name == "slin" else 8000
+        if name not in _FORMATS or (rate and name != "slin") or rate_hz not in self.rates_hz:
+            raise BrokenError(f"a call in {codec!r}: only ulaw, alaw and slin are taken, by c(…) in Dial")
+        if self._has_begun:
+            raise BrokenError("a second MEDIA_START")
+        self._has_begun = True
+        self._encode, self._decode, _ = _FORMATS[name]
+        self.send_rate_hz = self.receive_rate_hz = rate_hz
+        said = {key: str(value) for key, value in self.conversation.parameters.items()}
+        return (Begun(caller=said.pop("from", ""), callee=said.pop("to", ""), headers=said, codec=codec),)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`audiosocket`: Asterisk's AudioSocket, as Asterisk speaks it to an application.
+"""`audiosocket`: Asterisk's AudioSocket, of both sides.
 
 ::
 
@@ -10,19 +10,22 @@
 https://docs.asterisk.org/Configuration/Channel-Drivers/AudioSocket/
 """
 
+import abc
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from sipbridge.rtc.websocket.protocol import (
     Audio,
+    Begun,
     Broken,
     BrokenError,
     Conversation,
     Digits,
     Event,
     Hangup,
+    PbxProtocol,
     Protocol,
     Samples,
     Unknown,
@@ -52,15 +55,74 @@ def format_message(kind: int, payload: bytes = b"") -> bytes:
     return bytes((kind,)) + len(payload).to_bytes(2, "big") + payload
 
 
-class AudioSocketProtocol(Protocol):
-    """Asterisk's side. What the application sends sets the rate that is taken from it, once."""
+class _Messages:
+    """The messages in a byte stream."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def split(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """Kind and payload of each that is whole by now."""
+        self._buffer += data
+        start = 0
+        while len(self._buffer) - start >= _HEADER_BYTES:
+            end = start + _HEADER_BYTES + int.from_bytes(self._buffer[start + 1 : start + 3], "big")
+            if len(self._buffer) < end:
+                break
+            yield self._buffer[start], bytes(self._buffer[start + _HEADER_BYTES : end])
+            start = end
+        del self._buffer[:start]
+
+
+class _AudioSocket(Protocol):
+    """What both sides do."""
 
     transport = "tcp"
+
+    def __init__(self, conversation: Conversation) -> None:
+        super().__init__(conversation)
+        self._messages = _Messages()
+
+    def audio(self, samples: Samples) -> Sequence[Wire]:
+        return (format_message(_KINDS[self.send_rate_hz], format_pcm(samples)),)
+
+    def stop(self) -> Sequence[Wire]:
+        return (format_message(HANGUP),)
+
+    def receive(self, data: Wire) -> Sequence[Event]:
+        if isinstance(data, str):
+            return (Broken("a text message on a byte stream"),)
+        events: list[Event] = []
+        for kind, payload in self._messages.split(data):
+            try:
+                events += self._events(kind, payload)
+            except BrokenError as error:
+                events.append(Broken(str(error)))
+        return events
+
+    @abc.abstractmethod
+    def _audio(self, rate_hz: int, samples: Samples) -> Sequence[Event]:
+        """Audio has come, at this rate."""
+
+    def _events(self, kind: int, payload: bytes) -> Sequence[Event]:
+        if kind in AUDIO_RATES_HZ:
+            return self._audio(AUDIO_RATES_HZ[kind], parse_pcm(payload))
+        if kind == HANGUP:
+            return (Hangup(),)
+        if kind == DIGIT:
+            return (Digits(payload.decode("ascii", "replace")),)
+        if kind == ERROR:
+            return (Unknown(f"an error: {payload.hex()}"),)
+        return (Unknown(f"a message of type {kind:#04x}"),)
+
+
+class AudioSocketProtocol(_AudioSocket):
+    """Asterisk's side. What the application sends sets the rate that is taken from it, once."""
+
     rates_hz = (8000, 16000, 24000, 48000)
 
     def __init__(self, conversation: Conversation) -> None:
         super().__init__(conversation)
-        self._buffer = bytearray()
         self._heard = False
 
     @property
@@ -76,46 +138,52 @@ class AudioSocketProtocol(Protocol):
         silence = np.zeros(self.send_rate_hz * self.conversation.frame_ms // 1000, np.int16)
         return (format_message(UUID, self.uuid.bytes), *self.audio(silence))
 
-    def audio(self, samples: Samples) -> Sequence[Wire]:
-        return (format_message(_KINDS[self.send_rate_hz], format_pcm(samples)),)
-
     def digit(self, digit: str, duration_ms: int) -> Sequence[Wire]:
         return (format_message(DIGIT, digit.encode("ascii")),)
 
-    def stop(self) -> Sequence[Wire]:
-        return (format_message(HANGUP),)
+    def _audio(self, rate_hz: int, samples: Samples) -> Sequence[Event]:
+        if not self._heard:
+            self._heard, self.receive_rate_hz = True, rate_hz
+        elif rate_hz != self.receive_rate_hz:
+            raise BrokenError(f"audio at {rate_hz} Hz behind audio at {self.receive_rate_hz} Hz")
+        return (Audio(samples),)
 
-    def receive(self, data: Wire) -> Sequence[Event]:
-        if isinstance(data, str):
-            return (Broken("a text message on a byte stream"),)
-        self._buffer += data
-        events: list[Event] = []
-        start = 0
-        while len(self._buffer) - start >= _HEADER_BYTES:
-            end = start + _HEADER_BYTES + int.from_bytes(self._buffer[start + 1 : start + 3], "big")
-            if len(self._buffer) < end:
-                break
-            payload = bytes(self._buffer[start + _HEADER_BYTES : end])
-            try:
-                events.append(self._event(self._buffer[start], payload))
-            except BrokenError as error:
-                events.append(Broken(str(error)))
-            start = end
-        del self._buffer[:start]
-        return events
 
-    def _event(self, kind: int, payload: bytes) -> Event:
-        if kind in AUDIO_RATES_HZ:
-            rate_hz = AUDIO_RATES_HZ[kind]
-            if not self._heard:
-                self._heard, self.receive_rate_hz = True, rate_hz
-            elif rate_hz != self.receive_rate_hz:
-                raise BrokenError(f"audio at {rate_hz} Hz behind audio at {self.receive_rate_hz} Hz")
-            return Audio(parse_pcm(payload))
-        if kind == HANGUP:
-            return Hangup()
-        if kind == DIGIT:
-            return Digits(payload.decode("ascii", "replace"))
-        if kind == ERROR:
-            return Unknown(f"an error: {payload.hex()}")
-        return Unknown(f"a message of type {kind:#04x}")
+class AudioSocketPbx(_AudioSocket, PbxProtocol):
+    """An application's side. The callee is the UUID, which is all that Asterisk tells of a call.
+
+    Its first audio sets the rate both ways; Asterisk takes nothing but audio and the end.
+    """
+
+    rates_hz = (8000, 12000, 16000, 24000, 32000, 48000)
+
+    def __init__(self, conversation: Conversation) -> None:
+        super().__init__(conversation)
+        self._uuid = ""
+        self._has_begun = False
+
+    def wait_no_more(self) -> Sequence[Event]:
+        """A telephone that is silent."""
+        return () if self._has_begun or not self._uuid else self._begin()
+
+    def _begin(self) -> Sequence[Event]:
+        self._has_begun = True
+        return (Begun(callee=self._uuid, codec="L16"),)
+
+    def _audio(self, rate_hz: int, samples: Samples) -> Sequence[Event]:
+        if self._has_begun:
+            if rate_hz != self.receive_rate_hz:
+                raise BrokenError(f"audio at {rate_hz} Hz in a call at {self.receive_rate_hz} Hz")
+            return (Audio(samples),)
+        if rate_hz not in self.rates_hz:
+            raise BrokenError(f"audio at {rate_hz} Hz, which is not taken")
+        self.send_rate_hz = self.receive_rate_hz = rate_hz
+        return (*self._begin(), Audio(samples))
+
+    def _events(self, kind: int, payload: bytes) -> Sequence[Event]:
+        if kind != UUID:
+            return super()._events(kind, payload)
+        if len(payload) != 16 or self._uuid:
+            raise BrokenError("a UUID that is none, or a second one")
+        self._uuid = str(uuid.UUID(bytes=payload))
+        return ()

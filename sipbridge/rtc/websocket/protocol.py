@@ -96,6 +96,16 @@ class Unsupported:
     what: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A PBX hands over a call. It comes once, of a `PbxProtocol`, which has its rates from then on."""
+
+    caller: str = ""
+    callee: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)  # what else it says of the call
+    codec: str
+
+
 @dataclass(frozen=True, slots=True)
 class Unknown:
     """A well-formed message of a kind that this protocol has not, or that tells of a fault of its sender."""
@@ -120,6 +130,7 @@ type Event = (
     | Message
     | Digits
     | Hangup
+    | Begun
     | Unsupported
     | Unknown
     | Broken
@@ -215,6 +226,24 @@ class Protocol(abc.ABC):
     @abc.abstractmethod
     def receive(self, data: Wire) -> Sequence[Event]:
         """A message has come, or of a byte stream a piece of any size."""
+
+
+class PbxProtocol(Protocol):
+    """The application's side of a format: that of a PBX which hands its call to us.
+
+    `Audio` is what the telephone says, `Digits` are keys that it has pressed, `Hangup` is its end.
+    """
+
+    def start(self) -> Sequence[Wire]:
+        return ()
+
+    def wait_no_more(self) -> Sequence[Event]:
+        """Nothing has begun for a while: the call, where it can do without what has not come."""
+        return ()
+
+    def answer(self) -> Sequence[Wire]:
+        """The call is answered."""
+        return ()
 
 
 PROTOCOLS = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The sockets to agents: WebSocket by picows, and a plain byte stream. Event loop.
+"""The sockets to agents and of PBXs: WebSocket by picows, and a plain byte stream. Event loop.
 
 picows and not `websockets`: it takes a third of the processor time for a small message each way, and that
 is most of what a call with an agent costs.
@@ -10,7 +10,7 @@ import asyncio
 import functools
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -47,6 +47,14 @@ class Incoming(Protocol):
         ...
 
 
+class Accepted(Incoming, Protocol):
+    """Who takes a connection that was made to us."""
+
+    def begin(self, transport: "Transport") -> None:
+        """It is open."""
+        ...
+
+
 class Transport(abc.ABC):
     """A connection that is open."""
 
@@ -61,6 +69,10 @@ class Transport(abc.ABC):
     @abc.abstractmethod
     def close(self, error: str = "") -> None:
         """Ends it in order, when all was sent; with an error for a fault of the far side's."""
+
+
+# Of whoever has connected, by its address, with what path: it is closed at once with None.
+type Accept = Callable[[str, str], Accepted | None]
 
 
 async def open_transport(
@@ -147,12 +159,33 @@ def limit_sending(transport: asyncio.Transport) -> None:
     transport.set_write_buffer_limits(high=_WRITE_LIMIT_BYTES)
 
 
+async def listen_websocket(
+    sock: socket.socket, accept: Accept, subprotocol: str, may_enter: Callable[[Mapping[str, str]], bool]
+) -> asyncio.Server:
+    """Takes WebSockets; `may_enter(headers)` False is answered 401."""
+
+    def take(request: picows.WSUpgradeRequest) -> picows.WSUpgradeResponseWithListener:
+        if not may_enter(request.headers):
+            challenge = {"WWW-Authenticate": 'Basic realm="sipbridge"'}
+            refusal = picows.WSUpgradeResponse.create_error_response(401, None, challenge)
+            return picows.WSUpgradeResponseWithListener(refusal, None)
+        offered = request.headers.get("Sec-WebSocket-Protocol", "").replace(" ", "").split(",")
+        extra = {"Sec-WebSocket-Protocol": subprotocol} if subprotocol in offered else {}
+        response = picows.WSUpgradeResponse.create_101_response(extra)
+        listener = _AcceptingListener(accept, request.path.decode("latin-1"))
+        return picows.WSUpgradeResponseWithListener(response, listener)
+
+    return await picows.ws_create_server(
+        take, sock=sock, max_frame_size=_HARD_LIMIT_BYTES, use_aiofastnet=False
+    )
+
+
 class _Listener(picows.WSListener):
     """Whole messages out of frames."""
 
-    def __init__(self, incoming: Incoming) -> None:
+    def __init__(self, incoming: Incoming | None) -> None:
         super().__init__()
-        self.incoming: Incoming | None = incoming  # None: closed by us
+        self.incoming = incoming  # None: closed by us
         self.closing: asyncio.TimerHandle | None = None
         self.is_connected = False  # or was
         self._parts: list[bytes] | None = None  # of a message in several frames
@@ -238,6 +271,23 @@ class _Listener(picows.WSListener):
             incoming.lost(in_order, f"the far side has closed the connection ({received.code}{reason})")
 
 
+class _AcceptingListener(_Listener):
+    """Of a connection that was made to us."""
+
+    def __init__(self, accept: Accept, path: str) -> None:
+        super().__init__(None)
+        self._accept = accept
+        self._path = path
+
+    def on_ws_connected(self, transport: picows.WSTransport) -> None:
+        limit_sending(transport.underlying_transport)
+        host = transport.underlying_transport.get_extra_info("peername")[0]
+        self.incoming = accepted = self._accept(host, self._path)
+        super().on_ws_connected(transport)
+        if accepted is not None:
+            accepted.begin(_WebSocket(transport, self))
+
+
 class _WebSocket(Transport):
     def __init__(self, transport: picows.WSTransport, listener: _Listener) -> None:
         self._transport = transport
@@ -280,9 +330,14 @@ async def _open_stream(address: str, incoming: Incoming) -> Transport:
     return _Tcp(transport, stream)
 
 
+async def listen_stream(sock: socket.socket, accept: Accept) -> asyncio.Server:
+    """Takes byte streams."""
+    return await asyncio.get_running_loop().create_server(lambda: _AcceptedStream(accept), sock=sock)
+
+
 class _Stream(asyncio.Protocol):
-    def __init__(self, incoming: Incoming) -> None:
-        self.incoming: Incoming | None = incoming  # None: closed by us
+    def __init__(self, incoming: Incoming | None) -> None:
+        self.incoming = incoming  # None: closed by us
         self.closing: asyncio.TimerHandle | None = None
         self._ended = False
 
@@ -308,6 +363,23 @@ class _Stream(asyncio.Protocol):
         if incoming is not None:
             detail = "the far side has closed the connection" if self._ended else "the connection broke"
             incoming.lost(self._ended and exc is None, detail)
+
+
+class _AcceptedStream(_Stream):
+    """Of a connection that was made to us."""
+
+    def __init__(self, accept: Accept) -> None:
+        super().__init__(None)
+        self._accept = accept
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        limit_sending(transport)
+        self.incoming = accepted = self._accept(transport.get_extra_info("peername")[0], "")
+        if accepted is None:
+            transport.abort()
+        else:
+            accepted.begin(_Tcp(transport, self))
 
 
 class _Tcp(Transport):

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from sipbridge.rtc.websocket import audiosocket
-from sipbridge.rtc.websocket.asterisk import AsteriskProtocol
-from sipbridge.rtc.websocket.audiosocket import AudioSocketProtocol, format_message
+from sipbridge.rtc.websocket.asterisk import AsteriskPbx, AsteriskProtocol
+from sipbridge.rtc.websocket.audiosocket import AudioSocketPbx, AudioSocketProtocol, format_message
 from sipbridge.rtc.websocket.jambonz import JambonzProtocol
 from sipbridge.rtc.websocket.protocol import (
     Audio,
+    Begun,
     Broken,
     Clear,
     Conversation,
@@ -369,3 +370,67 @@ def test_asterisk_formats() -> None:
     assert wide.receive(b"\x00") == (Broken("1 bytes are no whole number of 16-bit samples"),)
     with pytest.raises(ValueError, match="ulaw has 8000 Hz"):
         AsteriskProtocol(Conversation(call_id="a", rate_hz=16000, parameters={"encoding": "ulaw"}))
+
+
+# ---------------------------------------------------------------- PBXs that hand over their calls
+
+
+def test_audiosocket_pbx() -> None:
+    """The call begins with the first audio, at its rate, or without one when it has been waited for."""
+    call_id = uuid.uuid4()
+    protocol = AudioSocketPbx(Conversation(call_id=""))
+    assert protocol.wait_no_more() == ()
+    assert protocol.receive(format_message(audiosocket.UUID, call_id.bytes)) == []
+    begun, event = protocol.receive(format_message(0x12, TONE.tobytes()))
+    assert begun == Begun(callee=str(call_id), codec="L16")
+    assert np.array_equal(samples_of(event), TONE)
+    assert (protocol.send_rate_hz, protocol.receive_rate_hz) == (16000, 16000)
+    assert protocol.wait_no_more() == ()
+    assert protocol.audio(TONE) == (format_message(0x12, TONE.tobytes()),)
+    other = format_message(0x10, b"") + format_message(audiosocket.DIGIT, b"7") + protocol.stop()[0]
+    assert protocol.receive(other)[1:] == [Digits("7"), Hangup()]
+    silent = AudioSocketPbx(Conversation(call_id=""))
+    silent.receive(format_message(audiosocket.UUID, call_id.bytes))
+    assert silent.wait_no_more() == (begun,)
+    assert silent.receive_rate_hz == 8000
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(
+    ("codec", "rate_hz"), [("ulaw", 8000), ("alaw", 8000), ("slin", 8000), ("slin16", 16000)]
+)
+def test_asterisk_pbx(codec: str, rate_hz: int, as_json: bool) -> None:
+    """It is answered in the form in which it speaks."""
+    said = {"from": "100", "to": "200", "tenant": "acme"}
+    protocol = AsteriskPbx(Conversation(call_id="", parameters=said))
+
+    def tell(event: str, **content: str) -> Wire:
+        if as_json:
+            return json.dumps({"event": event, "channel_id": "1.2", **content})
+        return " ".join((event, "channel_id:1.2", *(f"{name}:{value}" for name, value in content.items())))
+
+    assert protocol.receive(b"too early") == (Broken("audio before MEDIA_START"),)
+    assert protocol.receive(tell("MEDIA_START", format=codec)) == (
+        Begun(caller="100", callee="200", headers={"tenant": "acme"}, codec=codec),
+    )
+    assert (protocol.send_rate_hz, protocol.receive_rate_hz) == (rate_hz, rate_hz)
+    (frame,) = protocol.audio(TONE)
+    (event,) = protocol.receive(frame)
+    assert np.abs(samples_of(event).astype(int) - TONE).max() < 600
+    assert protocol.receive(tell("DTMF_END", digit="#")) == (Digits("#"),)
+    assert protocol.receive(tell("MEDIA_XOFF")) == ()
+    (unknown,) = protocol.receive(tell("ERROR", error_text="oh"))
+    assert isinstance(unknown, Unknown)
+    commands = [*protocol.answer(), *protocol.stop()]
+    assert [json.loads(str(text))["command"] if as_json else text for text in commands] == [
+        "ANSWER",
+        "HANGUP",
+    ]
+
+
+@pytest.mark.parametrize("codec", ["opus", "slin44", "slin192", "slin1", "ulaw8", "g722", "", "slin１６"])
+def test_asterisk_pbx_with_a_codec_that_is_not_taken(codec: str) -> None:
+    protocol = AsteriskPbx(Conversation(call_id=""))
+    (event,) = protocol.receive(json.dumps({"event": "MEDIA_START", "format": codec}))
+    assert isinstance(event, Broken)
+    assert repr(codec) in event.detail
