@@ -13,6 +13,7 @@
 #include "outbox.hpp"
 #include "port_bank.hpp"
 #include "remote_port.hpp"
+#include "track_port.hpp"
 %}
 
 // Arrays come and go through the buffer protocol. The typemaps run while the interpreter's lock is held, the body
@@ -32,6 +33,12 @@
 %typemap(freearg) (const int16_t* matrix, size_t size) { if (view$argnum.obj) PyBuffer_Release(&view$argnum); }
 %apply (const int16_t* matrix, size_t size) { (const int16_t* samples, size_t count) };
 %apply (int16_t* matrix, size_t size) { (int16_t* out, size_t count) };
+%typemap(in, numinputs=1) (const uint8_t* packet, size_t size) (Py_buffer view = Py_buffer()) {
+  if (PyObject_GetBuffer($input, &view, PyBUF_C_CONTIGUOUS)) SWIG_fail;
+  $1 = static_cast<$1_ltype>(view.buf);
+  $2 = size_t(view.len);
+}
+%typemap(freearg) (const uint8_t* packet, size_t size) { if (view$argnum.obj) PyBuffer_Release(&view$argnum); }
 %typemap(in, numinputs=1) (const int32_t* ids, size_t id_count) (Py_buffer view = Py_buffer()) {
   if (PyObject_GetBuffer($input, &view, PyBUF_C_CONTIGUOUS)) SWIG_fail;
   $1 = static_cast<$1_ltype>(view.buf);
@@ -84,6 +91,13 @@
 %nodefaultctor RemotePort;
 %include "outbox.hpp"
 %include "remote_port.hpp"
+%include "std_except.i"
+%include "audio_codec.hpp"
+%include "track_stream.hpp"
+%catches(std::invalid_argument) TrackPort::TrackPort;
+%nothread TrackPort::received;  // it costs less than letting go of the interpreter's lock
+%template(TrackFormatVector) std::vector<TrackFormat>;
+%include "track_port.hpp"
 %include "gate.hpp"
 %template(GateTrunkVector) std::vector<GateTrunk>;
 %template(GateCutVector) std::vector<GateCut>;

@@ -15,9 +15,8 @@ void RemotePort::attach(std::shared_ptr<LegStream> stream) {
 
 void RemotePort::close() {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (!stream_) return;
-  clock_.detach(stream_.get());
-  bank_.remove(id_);
+  if (stream_) clock_.detach(stream_.get());
+  bank_.remove(id_);  // also where there is no stream yet, and will be none
   stream_.reset();
 }
 

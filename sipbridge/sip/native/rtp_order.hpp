@@ -51,6 +51,12 @@ class RtpOrder {
   // A packet is missing of which later ones have come.
   bool waits() const { return !held_.empty(); }
 
+  // The packet right behind the missing one, or nullptr.
+  const Packet* following() const {
+    const auto found = held_.find(uint16_t(next_ + 1));
+    return found == held_.end() ? nullptr : &found->second;
+  }
+
   // The next missing packet is not waited for any longer.
   void giveUp() { goOn(false); }
 
