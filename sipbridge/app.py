@@ -46,7 +46,12 @@ class App:
                 live_resampler=media.live_resampler,
             )
             self._media.start()
-            self._remotes = RemotePorts(self._endpoint.engine.outbox(), self._endpoint.make_sample_port)
+            self._remotes = RemotePorts(
+                self._endpoint.engine.outbox(),
+                self._endpoint.make_sample_port,
+                self._endpoint.make_track_port,
+                self._endpoint.engine.clock(),
+            )
             self._remotes.start()
             self.calls = CallRegistry(self.config, self._endpoint, self._media, self._remotes)
             self.listening = list(self._endpoint.listening)

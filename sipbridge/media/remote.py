@@ -4,17 +4,23 @@
 ::
 
     what it says   feed() ──► port ──► clock ──► media loop, as from a telephone
-    what it hears  take() ◄── the one thread here ◄── outbox ◄── clock ◄── media loop
+    what it hears  take() ◄── thread "remote" ◄── outbox ◄── clock ◄── media loop
 
 Its leg has a port in the bank, so all routes of the media loop are open to it; two of one rate exchange
 whole frames natively. A frame costs a call of `take`, and nothing of it is done on the media thread.
+
+A `SamplePort` has samples on both sides. A `TrackPort` has RTP packets instead: coding, order, loss and
+reports are native, at the clock's tick. Where packets come from a library of its own threads they are asked
+for (`poll`) just before each tick, so that none of those threads ever waits for the interpreter.
 """
 
 import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -30,6 +36,51 @@ type Take = Callable[[bytes], None]
 
 _WAIT_MS = 200
 _LEAVE_S = 1.0  # a media thread that is held for longer is not waited for
+_BEFORE_TICK_S = 0.0012  # that asking all tracks takes, with some to spare
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpusOptions:
+    """How Opus is encoded."""
+
+    bitrate: int = 32_000  # bit/s
+    complexity: int = 5  # 0 to 10
+    fec: bool = True  # each packet carries what is needed to make up the one before
+    dtx: bool = False  # silence is not sent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackOptions:
+    """A track, as it was negotiated. Codecs are "PCMU", "PCMA", "G722" and "opus"."""
+
+    rate_hz: int  # of the port: 8000, 12000, 16000, 24000 or 48000
+    ssrc: int  # ours
+    receives: Mapping[int, str] = field(default_factory=dict)  # by payload type; all of them may come
+    sends: tuple[int, str] | None = None  # payload type and codec; None: reports alone
+    cname: str = ""
+    nack: bool = False  # the far side may ask for packets again
+    opus: OpusOptions = OpusOptions()
+
+
+class TrackStats(Protocol):
+    """The native one; see track_stream.hpp."""
+
+    sent: int
+    received: int
+    lost: int
+    late: int
+    duplicates: int
+    ignored: int
+    malformed: int
+    overflow: int
+    resent: int
+    loss_percent: float
+    jitter_ms: float
+    remote_loss_percent: float
+    remote_jitter_ms: float
+    round_trip_ms: float
+    silent_ms: float
+    payload_type: int
 
 
 class Outbox(Protocol):
@@ -72,28 +123,57 @@ class NativeSamplePort(NativePort, Protocol):
     def clear(self) -> None: ...
 
 
+class NativeTrackPort(NativePort, Protocol):
+    """The native `TrackPort`."""
+
+    def received(self, packet: bytes) -> None: ...
+    def trackStats(self) -> TrackStats: ...  # noqa: N802
+
+
+class Clock(Protocol):
+    """The native one."""
+
+    def tickMs(self) -> int: ...  # noqa: N802
+    def nextTickNs(self) -> int: ...  # noqa: N802
+
+
 class RemotePorts:
     """Gives what the ports hear to whoever has opened them. Any thread."""
 
-    def __init__(self, outbox: Outbox, make_sample_port: Callable[[int, int], NativeSamplePort]) -> None:
-        """`make_sample_port(rate_hz, frame_ms)`."""
+    def __init__(
+        self,
+        outbox: Outbox,
+        make_sample_port: Callable[[int, int], NativeSamplePort],
+        make_track_port: Callable[[TrackOptions], NativeTrackPort] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`make_sample_port(rate_hz, frame_ms)`; without the others no tracks can be opened."""
         self._outbox = outbox
         self._make_sample_port = make_sample_port
+        self._make_track_port = make_track_port
+        self._clock = clock
         self._takes: dict[int, Take] = {}
-        self._thread: threading.Thread | None = None
+        self._polls: tuple[Callable[[], None], ...] = ()
+        self._polls_changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
         self._running = False
 
     def start(self) -> None:
         self._running = True
-        self._thread = threading.Thread(target=self._run, name="remote", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._run, name="remote", daemon=True)]
+        if self._clock is not None:
+            self._threads.append(threading.Thread(target=self._run_polls, name="poll", daemon=True))
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         self._running = False
         self._outbox.close()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        with self._polls_changed:
+            self._polls_changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
 
     def open_samples(
         self, rate_hz: int, take: Callable[[Samples, int], None], *, frame_ms: int = 20
@@ -108,12 +188,60 @@ class RemotePorts:
         self.listen(port.port_id, lambda data: take(np.frombuffer(data, np.int16), rate_hz))
         return port
 
+    def open_track(self, options: TrackOptions, send: Take) -> "TrackPort":
+        """A member behind a track: `send(packet)` is called with each RTP and RTCP packet for it.
+
+        On the thread of all remote ports, so it must not wait. ValueError for a codec that there is not.
+        """
+        if self._make_track_port is None:
+            raise RuntimeError("there are no tracks here")
+        port = TrackPort(self._make_track_port(options), self.forget)
+        self.listen(port.port_id, send)
+        return port
+
     def listen(self, port_id: int, take: Take) -> None:
         """`take(data)` is called with each frame that a port has for its member."""
         self._takes[port_id] = take
 
     def forget(self, port_id: int) -> None:
         self._takes.pop(port_id, None)
+
+    def poll(self, ask: Callable[[], None]) -> Callable[[], None]:
+        """`ask()` is called just before each tick, on a thread for that; it must not wait.
+
+        Returns what ends it; a call that is under way may still come to its end after that.
+        """
+        with self._polls_changed:
+            self._polls = (*self._polls, ask)
+            self._polls_changed.notify_all()
+
+        def end() -> None:
+            with self._polls_changed:
+                self._polls = tuple(other for other in self._polls if other is not ask)
+
+        return end
+
+    def _run_polls(self) -> None:
+        assert self._clock is not None
+        while self._running:
+            if not self._polls:
+                with self._polls_changed:
+                    self._polls_changed.wait_for(lambda: self._polls or not self._running, _WAIT_MS / 1000)
+                continue
+            wait_s = (self._clock.nextTickNs() - time.monotonic_ns()) / 1e9 - _BEFORE_TICK_S
+            # the tick that is about to come has been served, and a clock that stands is no reason to spin
+            time.sleep(wait_s if wait_s > 0 else max(0.001, wait_s + self._clock.tickMs() / 1000))
+            self.ask_all()
+
+    def ask_all(self) -> None:
+        """One round. Public for tests, which have no time."""
+        for ask in self._polls:
+            try:
+                ask()
+            except Exception:
+                log.exception("a track could not be asked for its packets")
+                with self._polls_changed:
+                    self._polls = tuple(other for other in self._polls if other is not ask)
 
     def _run(self) -> None:
         while self._running:
@@ -132,26 +260,14 @@ class RemotePorts:
                 self.forget(port_id)
 
 
-class SamplePort:
-    """One member's port. Any thread."""
+class _RemotePort[Native: NativePort]:
+    """What the ports of all members have. Any thread, but for `leave`."""
 
-    def __init__(self, native: NativeSamplePort, forget: Callable[[int], None]) -> None:
+    def __init__(self, native: Native, forget: Callable[[int], None]) -> None:
         self._native = native
         self._forget = forget
         self.port_id = native.id()
         self.sample_rate_hz = native.rateHz()
-
-    def feed(self, samples: Samples) -> None:
-        """What the member says next, (n,) samples at `sample_rate_hz`.
-
-        It is heard frame by frame in real time; what comes too fast for that is dropped once the port's
-        queue is full, so a member that is ahead of time has to wait.
-        """
-        self._native.feed(samples)
-
-    def clear(self) -> None:
-        """Drops what was fed and has not been heard."""
-        self._native.clear()
 
     def write(self, samples: Samples) -> None:
         """What the member is to hear next, beside what the media loop gives it."""
@@ -162,6 +278,7 @@ class SamplePort:
         self._native.clearHeard()
 
     def stats(self) -> PortStats:
+        """Of its queues."""
         return self._native.stats()
 
     async def leave(self, media: "MediaLoop") -> None:
@@ -182,3 +299,31 @@ class SamplePort:
         """Nothing more is taken or heard. After the leg has been detached from the media loop."""
         self._forget(self.port_id)
         self._native.close()
+
+
+class SamplePort(_RemotePort[NativeSamplePort]):
+    """One member's port, samples on both sides."""
+
+    def feed(self, samples: Samples) -> None:
+        """What the member says next, (n,) samples at `sample_rate_hz`.
+
+        It is heard frame by frame in real time; what comes too fast for that is dropped once the port's
+        queue is full, so a member that is ahead of time has to wait.
+        """
+        self._native.feed(samples)
+
+    def clear(self) -> None:
+        """Drops what was fed and has not been heard."""
+        self._native.clear()
+
+
+class TrackPort(_RemotePort[NativeTrackPort]):
+    """One track's port."""
+
+    def __init__(self, native: NativeTrackPort, forget: Callable[[int], None]) -> None:
+        super().__init__(native, forget)
+        self.received = native.received  # an RTP or RTCP packet as it came; without a step in between
+
+    def track_stats(self) -> TrackStats:
+        """Of its packets."""
+        return self._native.trackStats()

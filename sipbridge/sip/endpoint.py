@@ -25,6 +25,7 @@ import pjsua2 as pj
 from sipbridge import ports
 from sipbridge.config import Config, TlsConfig, TrunkConfig
 from sipbridge.errors import CallError, ConfigError, EndKind, EndReason
+from sipbridge.media.remote import TrackOptions
 from sipbridge.routing import DialPlan, SipUri, join_host_port, split_host_port
 from sipbridge.sip.call import CallLeg, NativeCall
 from sipbridge.sip.media_port import MediaPort
@@ -429,6 +430,21 @@ class SipEndpoint:
         engine = self.engine
         return pj.SamplePort(engine.clock(), engine.bank(), engine.outbox(), rate_hz, frame_ms)
 
+    def make_track_port(self, options: TrackOptions) -> "pj.TrackPort":
+        """The port of a member behind a track. Any thread. ValueError for a codec that there is not."""
+        settings = pj.TrackSettings()
+        settings.rate_hz, settings.ssrc = options.rate_hz, options.ssrc
+        settings.cname, settings.nack = options.cname, options.nack
+        for payload_type, codec in options.receives.items():
+            settings.receives.append(_track_format(payload_type, codec))
+        if options.sends is not None:
+            settings.sends = _track_format(*options.sends)
+        opus = settings.opus
+        opus.bitrate, opus.complexity = options.opus.bitrate, options.opus.complexity
+        opus.fec, opus.dtx = options.opus.fec, options.opus.dtx
+        engine = self.engine
+        return pj.TrackPort(engine.clock(), engine.bank(), engine.outbox(), settings)
+
     def make_call(self, leg: CallLeg, destination: Destination) -> NativeCall:
         """One attempt; pj.Error when it cannot even begin. SIP thread."""
         self.engine.alignRtpPorts()
@@ -618,6 +634,12 @@ def _system_authorities() -> Path | None:
     named = ssl.get_default_verify_paths().cafile  # also by $SSL_CERT_FILE
     places = (named, "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
     return next((Path(place) for place in places if place and os.path.isfile(place)), None)
+
+
+def _track_format(payload_type: int, codec: str) -> "pj.TrackFormat":
+    made = pj.TrackFormat()
+    made.payload_type, made.codec = payload_type, codec
+    return made
 
 
 def _party(uri: str) -> str:

@@ -3,12 +3,13 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from sipbridge.media.loop import Room
-from sipbridge.media.remote import RemotePorts
+from sipbridge.media.remote import PortStats, RemotePorts, TrackOptions, TrackStats
 from tests.support import audio
 from tests.support.codecs import Samples
 from tests.support.event_loop import in_event_loop, pass_time, settle
@@ -112,3 +113,98 @@ async def test_one_that_leaves() -> None:
             await pass_time(1)
         assert leaving.done()
         assert member.port_id not in media.bank.ports
+
+
+class _Track:
+    """The native port of a track."""
+
+    def __init__(self, options: TrackOptions) -> None:
+        self.options = options
+        self.packets: list[bytes] = []
+        self.closed = False
+
+    def id(self) -> int:
+        return 9
+
+    def rateHz(self) -> int:  # noqa: N802
+        return self.options.rate_hz
+
+    def received(self, packet: bytes) -> None:
+        self.packets.append(packet)
+
+    def write(self, samples: Samples) -> None:
+        raise NotImplementedError
+
+    def clearHeard(self) -> None:  # noqa: N802
+        raise NotImplementedError
+
+    def stats(self) -> PortStats:
+        raise NotImplementedError
+
+    def trackStats(self) -> TrackStats:  # noqa: N802
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class _Clock:
+    """Ticks every 5 ms."""
+
+    def tickMs(self) -> int:  # noqa: N802
+        return 5
+
+    def nextTickNs(self) -> int:  # noqa: N802
+        return (time.monotonic_ns() // 5_000_000 + 1) * 5_000_000
+
+
+def test_packets_of_a_track_go_both_ways() -> None:
+    outbox, made = FakeOutbox(), list[_Track]()
+
+    def make(options: TrackOptions) -> _Track:
+        made.append(_Track(options))
+        return made[-1]
+
+    remotes = RemotePorts(outbox, lambda rate_hz, frame_ms: pytest.fail("no samples"), make)
+    sent: list[bytes] = []
+    port = remotes.open_track(TrackOptions(rate_hz=16_000, ssrc=1), sent.append)
+    assert (port.port_id, port.sample_rate_hz) == (9, 16_000)
+    port.received(b"in")
+    outbox.frames.append((9, b"out"))
+    remotes.deliver(0)
+    assert made[0].packets == [b"in"]
+    assert sent == [b"out"]
+    port.close()
+    outbox.frames.append((9, b"late"))
+    remotes.deliver(0)
+    assert sent == [b"out"]
+    assert made[0].closed
+
+
+def test_tracks_are_asked_before_each_tick(caplog: pytest.LogCaptureFixture) -> None:
+    """Until they want no more; one that fails is asked once."""
+    clock = _Clock()
+    remotes = RemotePorts(FakeOutbox(), lambda rate_hz, frame_ms: pytest.fail("no samples"), None, clock)
+    to_tick_ms: list[float] = []
+    enough = threading.Event()
+
+    def ask() -> None:
+        to_tick_ms.append((clock.nextTickNs() - time.monotonic_ns()) / 1e6)
+        if len(to_tick_ms) == 100:
+            enough.set()
+
+    def fail() -> None:
+        raise ValueError("a fault")
+
+    remotes.poll(fail)
+    end = remotes.poll(ask)
+    remotes.start()
+    assert enough.wait(30)
+    end()
+    time.sleep(0.02)
+    asked = len(to_tick_ms)
+    time.sleep(0.05)
+    remotes.stop()
+    assert len(to_tick_ms) == asked
+    assert 0 < np.median(to_tick_ms) < 2.5
+    assert len([record for record in caplog.records if "a fault" in str(record.exc_info)]) == 1
