@@ -235,6 +235,23 @@ def _check_user_agent(value: str) -> str:
     return routing.check_text(value, "the user agent", 128)
 
 
+def _check_ice_url(value: str) -> str:
+    scheme, colon, rest = value.partition(":")
+    address, question, query = rest.partition("?")
+    if not colon or scheme not in ("stun", "turn", "turns") or rest.startswith("//"):
+        raise ValueError(f"{value!r} is no ICE server: expected stun:HOST:PORT or turn:HOST:PORT")
+    if scheme == "turns" or (question and query != "transport=udp"):
+        raise ValueError(f"{value!r}: a TURN server is spoken with over UDP alone, as turn:HOST:PORT")
+    routing.split_host_port(address)
+    return value
+
+
+def _check_ports(value: tuple[int, int]) -> tuple[int, int]:
+    if value[1] < value[0]:
+        raise ValueError("the last port is not less than the first")
+    return value
+
+
 def _check_rtp_ports(value: tuple[int, int]) -> tuple[int, int]:
     first, last = value
     if first % 2:
@@ -469,6 +486,42 @@ class HttpConfig(_Table):
     tokens: Annotated[tuple[Secret, ...], _LIST] = ()
 
 
+class IceServerConfig(_Table):
+    """One of ``ice_servers``: who tells us our address, or relays."""
+
+    url: Annotated[str, AfterValidator(_check_ice_url)]
+    username: str | None = None
+    credential: Secret | None = None
+
+    @model_validator(mode="after")
+    def _check_credential(self) -> "IceServerConfig":
+        if self.url.startswith("stun:") and (self.username or self.credential):
+            raise _error("a STUN server asks for no user", "username")
+        if not self.url.startswith("stun:") and not (self.username and self.credential):
+            raise _error("a TURN server needs username and credential", "username")
+        return self
+
+
+class OpusConfig(_Table):
+    """``[webrtc.opus]``: how Opus is encoded for browsers."""
+
+    bitrate: Annotated[int, Field(ge=6000, le=128_000)] = 32_000
+    complexity: Annotated[int, Field(ge=0, le=10)] = 5
+    fec: bool = True  # packets carry what is needed to make up the one before
+    dtx: bool = False  # silence is not sent
+
+
+class WebRtcConfig(_Table):
+    """``[webrtc]``: browsers, and whatever else speaks WebRTC."""
+
+    ports: Annotated[tuple[Port, Port], _LIST, AfterValidator(_check_ports)] = (30000, 39999)  # UDP
+    bind_address: Annotated[str, AfterValidator(_check_ip_address)] | None = None  # None: all of this host
+    public_address: Annotated[str, AfterValidator(_check_ip_address)] | None = None  # said beside our own
+    ice_servers: Annotated[tuple[IceServerConfig, ...], _LIST] = ()
+    codecs: Annotated[tuple[Codec, ...], _LIST, _UNIQUE, _NOT_EMPTY] = ("opus", "G722", "PCMU", "PCMA")
+    opus: OpusConfig = OpusConfig()
+
+
 class LogConfig(_Table):
     """``[log]``: what is written to the standard error output."""
 
@@ -486,6 +539,7 @@ class Config(_Table):
     pbx: Annotated[tuple[PbxConfig, ...], _LIST] = ()
     rule: Annotated[tuple[RuleConfig, ...], _LIST] = ()
     agent: Annotated[tuple[AgentConfig, ...], _LIST] = ()
+    webrtc: WebRtcConfig = WebRtcConfig()
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()
 
@@ -863,6 +917,7 @@ def required_ports(config: Config) -> list[tuple[str, int, int, str]]:
     host, http_port = cast(tuple[str, int], routing.split_host_port(config.http.listen))
     if not _is_loopback(host):
         ports.append(("tcp", http_port, http_port, "HTTP API"))
+        ports.append(("udp", *config.webrtc.ports, "WebRTC"))
     return [line for line in dict.fromkeys(ports) if line[1] != 0]
 
 

@@ -225,6 +225,26 @@ def test_a_frozen_configuration() -> None:
         ("[sip]\ncodecs = ['pcmu', 'PCMU']", "[sip] codecs: PCMU is listed twice"),
         ("[media]\ntick_ms = 7", "[media] tick_ms: should be 5, 10 or 20"),
         ("[log]\njson = 1", "[log] json: should be a valid boolean"),
+        ("[webrtc]\nports = [30010, 30000]", "[webrtc] ports: the last port is not less than the first"),
+        ("[webrtc]\nbind_address = 'eth0'", "[webrtc] bind_address: 'eth0' is no IP address"),
+        ("[webrtc]\ncodecs = ['VP8']", "[webrtc] codecs (item 1): unknown codec 'VP8'"),
+        ("[webrtc.opus]\nbitrate = 64", "[webrtc] opus.bitrate: should be greater than or equal to 6000"),
+        (
+            "[[webrtc.ice_servers]]\nurl = 'stun://example.com'",
+            "[webrtc] ice_servers (item 1).url: 'stun://example.com' is no ICE server",
+        ),
+        (
+            "[[webrtc.ice_servers]]\nurl = 'turns:example.com'",
+            "ice_servers (item 1).url: 'turns:example.com': a TURN server is spoken with over UDP alone",
+        ),
+        (
+            "[[webrtc.ice_servers]]\nurl = 'turn:example.com'",
+            "ice_servers (item 1).username: a TURN server needs username and credential",
+        ),
+        (
+            "[[webrtc.ice_servers]]\nurl = 'stun:example.com'\nusername = 'me'",
+            "ice_servers (item 1).username: a STUN server asks for no user",
+        ),
         ("[http]\nlisten = 'x'", "[http] listen: 'x' has no port"),
         ("[http]\ntokens = ['']", "[http] tokens (item 1): the secret is empty"),
         (
@@ -588,6 +608,7 @@ def test_required_ports(tmp_path: Path) -> None:
         ("tcp", 5061, 5061, "SIP over TLS"),
         ("udp", 10000, 10999, "RTP and RTCP"),
         ("tcp", 8080, 8080, "HTTP API"),
+        ("udp", 30000, 39999, "WebRTC"),
     ]
     local = Config(
         sip=SipConfig(listen=("127.0.0.1:5060", "[::1]:5060")), http=HttpConfig(listen="localhost:80")

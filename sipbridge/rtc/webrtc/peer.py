@@ -1,0 +1,482 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A peer connection: ICE and DTLS of libdatachannel, audio tracks of our own, data channels.
+
+::
+
+    far side ──► libdatachannel ──► thread "poll" ──► TrackPort ──► clock ──► media loop
+             ◄──     (C++)      ◄── thread "remote" ◄── TrackPort ◄── clock ◄── media loop
+
+libdatachannel tells what happens on threads of its own, partly with locks held that calls of ours wait for
+while they hold the interpreter's. So none of what it says often runs Python there: packets and messages are
+asked for by a thread of ours, just before each tick of the clock. The few callbacks that are left only post
+to the event loop, where everything here lives.
+"""
+
+import asyncio
+import contextlib
+import enum
+import logging
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import libdatachannel as dc
+
+from sipbridge.config import IceServerConfig, WebRtcConfig
+from sipbridge.errors import EndKind, EndReason, RtcError
+from sipbridge.media.remote import OpusOptions, RemotePorts, TrackOptions, TrackPort
+from sipbridge.routing import split_host_port
+from sipbridge.rtc.webrtc.sdp import (
+    NATIVE_DIRECTIONS,
+    AudioChoice,
+    Codec,
+    Direction,
+    OfferedAudio,
+    public_candidate,
+    read_audio,
+    with_public_address,
+    write_audio,
+)
+
+log = logging.getLogger(__name__)
+
+GATHER_S = 3.0  # that servers have to say our address; then we go on without them
+_MESSAGES_A_POLL = 16  # of one channel; the rest waits, and in the end the far side does
+_MOST_WAITING = 256  # messages of ours that a channel has not been able to send
+# Its threads may still be about to tell something when a connection has been closed; were it let go of then,
+# they would wait for the interpreter, and it for them.
+_KEEP_CLOSED_S = 5.0
+_closed: set[Any] = set()
+
+
+class PeerState(enum.StrEnum):
+    """How far the connection is."""
+
+    NEW = "new"
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    DISCONNECTED = "disconnected"  # nothing has come for some time
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+_STATES = {
+    dc.PeerConnection.State.New: PeerState.NEW,
+    dc.PeerConnection.State.Connecting: PeerState.CONNECTING,
+    dc.PeerConnection.State.Connected: PeerState.CONNECTED,
+    dc.PeerConnection.State.Disconnected: PeerState.DISCONNECTED,
+    dc.PeerConnection.State.Failed: PeerState.FAILED,
+    dc.PeerConnection.State.Closed: PeerState.CLOSED,
+}
+
+
+class PeerListener(Protocol):
+    """What a peer tells; all on the event loop, nothing after `Peer.close()`."""
+
+    def peer_state(self, state: PeerState) -> None: ...
+    def peer_candidate(self, candidate: str, mid: str) -> None:
+        """One of ours, as "candidate:…"; only where `gather` was False."""
+        ...
+
+    def peer_channel(self, channel: "Channel") -> None:
+        """The far side opened a data channel."""
+        ...
+
+
+class Peer:
+    """One connection. Event loop."""
+
+    def __init__(
+        self,
+        config: WebRtcConfig,
+        remotes: RemotePorts,
+        listener: PeerListener,
+        *,
+        ice_servers: Sequence[IceServerConfig] | None = None,
+    ) -> None:
+        """`ice_servers` are those of a network in place of the configured ones."""
+        self._config = config
+        self._remotes = remotes
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._tracks: dict[str, AudioTrack] = {}
+        self._refused: dict[str, Any] = {}  # sections that are refused as long as their tracks live
+        self._channels: list[Channel] = []
+        self._gathered = asyncio.Event()
+        self._trickles = False
+        self._is_closed = False
+        self.state = PeerState.NEW
+        servers = config.ice_servers if ice_servers is None else ice_servers
+        with _translated("the connection cannot be made"):
+            self._pc = dc.PeerConnection(_configuration(config, servers))
+        self._pc.on_state_change(lambda state: self._post(self._on_state, _STATES[state]))
+        self._pc.on_gathering_state_change(
+            lambda state: (
+                self._post(self._gathered.set) if state == dc.PeerConnection.GatheringState.Complete else None
+            )
+        )
+        self._pc.on_local_candidate(
+            lambda candidate: self._post(self._on_candidate, candidate.candidate(), candidate.mid())
+        )
+        self._pc.on_data_channel(lambda native: self._post(self._on_channel, native))
+
+    @property
+    def tracks(self) -> Mapping[str, "AudioTrack"]:
+        """By their sections' `mid`."""
+        return self._tracks
+
+    # --- what is said to each other
+
+    def add_audio(
+        self,
+        direction: Direction,
+        codecs: Sequence[str],
+        *,
+        mid: str = "0",
+        stream_id: str = "",
+        track_id: str = "",
+    ) -> "AudioTrack":
+        """A track of ours for the next `offer`.
+
+        Of several codecs the offer lists the one with the lowest payload type first: PCMU, PCMA, G722, opus.
+        """
+        choice = AudioChoice(direction, tuple(Codec.named(name) for name in codecs))
+        return self._make_track(mid, choice, stream_id, track_id)
+
+    def _make_track(self, mid: str, choice: AudioChoice, stream_id: str, track_id: str) -> "AudioTrack":
+        track = AudioTrack(self._remotes, self._post, mid, self._config)
+        track.take(choice)
+        media = write_audio(
+            mid,
+            choice.direction,
+            choice.codecs,
+            ssrc=track.ssrc,
+            cname=track.cname,
+            stream_id=stream_id,
+            track_id=track_id,
+        )
+        with _translated("the audio track cannot be made"):
+            track.follow(self._pc.add_track(media))
+        self._tracks[mid] = track
+        return track
+
+    def open_channel(
+        self, label: str, *, ordered: bool = True, max_retransmits: int | None = None
+    ) -> "Channel":
+        """A data channel of ours; before the first `offer`, or once a section for data was agreed on."""
+        reliability = dc.Reliability()
+        reliability.unordered = not ordered
+        reliability.max_retransmits = max_retransmits
+        init = dc.DataChannelInit()
+        init.reliability = reliability
+        with _translated("the data channel cannot be made"):
+            channel = Channel(self._pc.create_data_channel(label, init), self._remotes, self._post)
+        self._channels.append(channel)
+        return channel
+
+    async def offer(self, *, gather: bool = True) -> str:
+        """Our description. Without `gather` it comes at once, and candidates go to the listener."""
+        self._trickles = not gather
+        with _translated("no offer can be made"):
+            self._pc.set_local_description(dc.Description.Type.Offer)
+        return await self._description(gather)
+
+    async def accept(self, answer: str) -> None:
+        """The far side's answer; from then on each track knows its codecs."""
+        with _translated("the answer cannot be used"):
+            description = dc.Description(answer, "answer")
+            sections = _sections(description)
+            self._pc.set_remote_description(description)
+        for media in sections:
+            track = self._tracks.get(media.mid())
+            if track is not None and not media.is_removed():
+                offered = read_audio(media)
+                track.take(AudioChoice(offered.direction.reverse, offered.codecs))
+
+    async def answer(
+        self, offer: str, choose: Callable[[OfferedAudio], AudioChoice | None], *, gather: bool = True
+    ) -> str:
+        """Our answer to an offer, the first or a later one.
+
+        `choose` is asked about each audio section; without a choice it is refused, as all that is neither
+        audio nor data. RtcError when the offer cannot be used.
+        """
+        self._trickles = not gather
+        with _translated("the offer cannot be used"):
+            description = dc.Description(offer, "offer")
+            for media in _sections(description):
+                self._choose(media, choose)
+            self._pc.set_remote_description(description)
+            self._pc.set_local_description(dc.Description.Type.Answer)
+        return await self._description(gather)
+
+    def _choose(
+        self, media: "dc.Description.Media", choose: Callable[[OfferedAudio], AudioChoice | None]
+    ) -> None:
+        mid = media.mid()
+        is_audio = media.type() == "audio" and not media.is_removed()
+        offered = read_audio(media) if is_audio else None
+        choice = choose(offered) if offered is not None else None
+        track = self._tracks.get(mid)
+        if offered is not None and choice is not None and choice.codecs:
+            if track is None:
+                track = self._make_track(mid, choice, "", "")
+            else:
+                track.turn(choice)
+            track.stream_id, track.track_id = offered.stream_id, offered.track_id
+        elif track is not None:
+            track.turn(AudioChoice(Direction.INACTIVE, track.codecs))
+        elif mid not in self._refused:
+            refused = media.reciprocate()
+            refused.mark_removed()
+            self._refused[mid] = self._pc.add_track(refused)
+
+    async def _description(self, gather: bool) -> str:
+        if gather:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GATHER_S):
+                    await self._gathered.wait()
+        description = str(self._pc.local_description())
+        public = self._config.public_address
+        return with_public_address(description, public) if public else description
+
+    def add_candidate(self, candidate: str, mid: str) -> None:
+        """One of the far side; what is none is left out, for there are others."""
+        try:
+            self._pc.add_remote_candidate(dc.Candidate(candidate, mid))
+        except (RuntimeError, ValueError) as error:
+            log.debug("a candidate is left out: %s", error)
+
+    # --- its end
+
+    async def close(self) -> None:
+        """Says goodbye and frees everything, the tracks' ports as well. Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.state = PeerState.CLOSED
+        for track in self._tracks.values():
+            track.close()
+        for channel in self._channels:
+            channel.stop()
+        # its callbacks stay: taking one away waits for it, and it may be waiting for the interpreter
+        _closed.add(self._pc)
+        self._loop.call_later(_KEEP_CLOSED_S, _closed.discard, self._pc)
+        await asyncio.to_thread(self._pc.close)
+
+    # --- from its threads
+
+    def _post(self, told: Callable[..., None], *arguments: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._tell, told, *arguments)
+
+    def _tell(self, told: Callable[..., None], *arguments: Any) -> None:
+        if not self._is_closed:
+            told(*arguments)
+
+    def _on_state(self, state: PeerState) -> None:
+        self.state = state
+        self._listener.peer_state(state)
+
+    def _on_candidate(self, candidate: str, mid: str) -> None:
+        if not self._trickles:
+            return
+        self._listener.peer_candidate(candidate, mid)
+        address = self._config.public_address
+        if address is not None and (public := public_candidate(candidate, address)):
+            self._listener.peer_candidate(public, mid)
+
+    def _on_channel(self, native: "dc.DataChannel") -> None:
+        channel = Channel(native, self._remotes, self._post)
+        self._channels.append(channel)
+        self._listener.peer_channel(channel)
+
+
+class AudioTrack:
+    """One audio section, one way or both, and its port in the media loop. Event loop."""
+
+    def __init__(
+        self, remotes: RemotePorts, post: Callable[..., None], mid: str, config: WebRtcConfig
+    ) -> None:
+        self.mid = mid
+        self.ssrc = random.randrange(1, 1 << 32)
+        self.cname = f"{random.getrandbits(64):016x}"
+        self.direction = Direction.INACTIVE
+        self.codecs: tuple[Codec, ...] = ()  # agreed on
+        self.stream_id = self.track_id = ""  # of what the far side sends
+        self.opened = asyncio.Event()  # keys are agreed on; what is sent before is dropped
+        self.port: TrackPort | None = None
+        self._remotes = remotes
+        self._post = post
+        self._config = config
+        self._native: Any = None
+        self._end_poll: Callable[[], None] | None = None
+        self._sending = threading.Lock()  # a connection must not be closed while something is sent
+
+    @property
+    def send_codec(self) -> Codec | None:
+        return self.codecs[0] if self.codecs and self.direction.sends else None
+
+    def take(self, choice: AudioChoice) -> None:
+        """What has been agreed on."""
+        self.direction, self.codecs = choice.direction, choice.codecs
+
+    def follow(self, native: "dc.Track") -> None:
+        """It is sent and received by this one."""
+        self._native = native
+        native.reset_callbacks()  # one that only sends would throw away its reports
+        native.on_open(lambda: self._post(self.opened.set))
+
+    def turn(self, choice: AudioChoice) -> None:
+        """Another direction, in a later description."""
+        if choice.direction is self.direction:
+            return
+        self.direction = choice.direction
+        media = self._native.description()
+        media.set_direction(NATIVE_DIRECTIONS[choice.direction])
+        self._native.set_description(media)
+
+    def open(self, rate_hz: int, *, opus: OpusOptions | None = None) -> TrackPort:
+        """Makes its port, once codecs are agreed on. RtcError where none of ours is."""
+        if self.port is not None:
+            return self.port
+        if not self.codecs:
+            raise RtcError(EndReason(EndKind.CHANNEL_FAILED, "no audio codec was agreed on"))
+        settings = self._config.opus
+        codec = self.send_codec
+        options = TrackOptions(
+            rate_hz=rate_hz,
+            ssrc=self.ssrc,
+            receives={codec.payload_type: codec.name for codec in self.codecs}
+            if self.direction.receives
+            else {},
+            sends=(codec.payload_type, codec.name) if codec is not None else None,
+            cname=self.cname,
+            nack=codec is not None and "nack" in codec.feedback,
+            opus=opus or OpusOptions(**settings.model_dump()),
+        )
+        port = self.port = self._remotes.open_track(options, self._send)
+        receive, received = self._native.receive, port.received
+        while receive() is not None:
+            pass  # what came when nobody listened is old
+
+        def ask() -> None:
+            while (packet := receive()) is not None:
+                received(packet)
+
+        self._end_poll = self._remotes.poll(ask)
+        return port
+
+    def _send(self, packet: bytes) -> None:
+        """Thread of the remote ports."""
+        with self._sending:
+            if self.opened.is_set():
+                with contextlib.suppress(RuntimeError):  # the far side has just closed it
+                    self._native.send(packet)
+
+    def close(self) -> None:
+        """Frees its port. After that has been detached from the media loop."""
+        with self._sending:
+            self.opened.clear()
+        if self._end_poll is not None:
+            self._end_poll()
+            self._end_poll = None
+        if self.port is not None:
+            self.port.close()
+            self.port = None
+
+
+class Channel:
+    """A data channel. Event loop."""
+
+    def __init__(self, native: "dc.DataChannel", remotes: RemotePorts, post: Callable[..., None]) -> None:
+        self.label = str(native.label())
+        self.opened = asyncio.Event()
+        self.on_message: Callable[[str | bytes], None] | None = None
+        self.on_closed: Callable[[], None] | None = None
+        self._native = native
+        self._post = post
+        self._waiting = 0
+        self._end_poll = remotes.poll(self._ask)
+        native.on_open(lambda: post(self.opened.set))
+        native.on_closed(lambda: post(self._on_closed))
+        native.on_buffered_amount_low(lambda: post(self._on_sent))
+        if native.is_open():
+            self.opened.set()
+
+    def send(self, message: str | bytes) -> bool:
+        """False where it is not open, or the far side takes nothing."""
+        if not self.opened.is_set() or self._waiting >= _MOST_WAITING:
+            return False
+        try:
+            if not self._native.send(message):
+                self._waiting += 1
+        except (RuntimeError, ValueError) as error:
+            log.debug("a message could not be sent: %s", error)
+            return False
+        return True
+
+    def _ask(self) -> None:
+        """Polling thread."""
+        for _ in range(_MESSAGES_A_POLL):
+            message = self._native.receive()
+            if message is None:
+                return
+            self._post(self._on_message, message)
+
+    def _on_message(self, message: str | bytes) -> None:
+        if self.on_message is not None:
+            self.on_message(message)
+
+    def _on_sent(self) -> None:
+        self._waiting = 0
+
+    def _on_closed(self) -> None:
+        if self.opened.is_set():
+            self.stop()
+            if self.on_closed is not None:
+                self.on_closed()
+
+    def stop(self) -> None:
+        """Nothing more is told or sent."""
+        self.opened.clear()
+        self._end_poll()
+
+    def close(self) -> None:
+        self.stop()
+        self._native.close()
+
+
+def _configuration(config: WebRtcConfig, servers: Sequence[IceServerConfig]) -> "dc.Configuration":
+    made = dc.Configuration()
+    made.disable_auto_negotiation = True
+    # else one that begins with data alone would have no keys for the audio that comes later
+    made.force_media_transport = True
+    made.port_range_begin, made.port_range_end = config.ports
+    if config.bind_address is not None:
+        made.bind_address = config.bind_address
+    made.ice_servers = [_ice_server(server) for server in servers]
+    return made
+
+
+def _ice_server(server: IceServerConfig) -> "dc.IceServer":
+    scheme, _, rest = server.url.partition(":")
+    host, port = split_host_port(rest.partition("?")[0])
+    if scheme == "stun" or server.credential is None:
+        return dc.IceServer(host, port or 3478)
+    return dc.IceServer(host, port or 3478, server.username or "", server.credential.get_secret_value())
+
+
+def _sections(description: "dc.Description") -> list["dc.Description.Media"]:
+    found = (description.media(index) for index in range(description.media_count()))
+    return [media for media in found if isinstance(media, dc.Description.Media)]
+
+
+@contextlib.contextmanager
+def _translated(what: str) -> Any:
+    """No exception of libdatachannel leaves this file."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise RtcError(EndReason(EndKind.CHANNEL_FAILED, f"{what}: {error}")) from error
