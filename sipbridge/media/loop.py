@@ -733,9 +733,10 @@ class MediaLoop:
             member, played = self._channels[port_id], frames[row, :count]
             rate_hz = self._channel_rates_hz[port_id]
             try:
-                played[:] = 0
                 if member.stream is not None:
                     _fill(played, member.stream.read(rate_hz, count))
+                else:
+                    played[:] = 0
                 self._add_overlays(member, rate_hz, played)
             except Exception:
                 played[:] = 0
@@ -768,6 +769,9 @@ def _ask_for_priority() -> None:
 
 
 def _fill(out: Samples, samples: Samples) -> None:
+    if samples.size == out.size:
+        out[:] = samples
+        return
     out[: samples.size] = samples
     out[samples.size :] = 0
 

@@ -13,6 +13,7 @@ Everything here lives on the event loop; the media thread meets `FramePump` and 
 """
 
 import asyncio
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -164,11 +165,8 @@ class WebSocketConnection(RtcConnection):
     def _attach(self) -> None:
         if not self._attached:
             self._attached = True
-            pump, hear = get_pump(), self._hear
-            self.context.media.attach(
-                self._port.port_id,
-                Channel(lambda frame, rate_hz: pump.put(hear, frame, rate_hz), self._speech.make),
-            )
+            take = functools.partial(get_pump().put, self._hear)
+            self.context.media.attach(self._port.port_id, Channel(take, self._speech.make))
 
     async def _live(self, opening: asyncio.Future[None]) -> None:
         """From the first attempt to the last connection's end; a fault of a codec ends the call."""

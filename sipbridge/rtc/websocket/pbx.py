@@ -33,7 +33,6 @@ from sipbridge.rtc.base import RtcContext, Samples
 from sipbridge.rtc.websocket.asterisk import AsteriskPbx
 from sipbridge.rtc.websocket.audiosocket import AudioSocketPbx
 from sipbridge.rtc.websocket.protocol import (
-    Audio,
     Begun,
     Conversation,
     Digits,
@@ -127,6 +126,10 @@ def _parameters(path: str) -> dict[str, str]:
 
 class _PbxSession(Session):
     """Everything that comes is the leg's."""
+
+    def _heard(self, samples: Samples) -> None:
+        assert isinstance(self._owner, StreamLeg)
+        self._owner.said(samples)
 
     def lost(self, closed: bool, detail: str) -> None:
         if not self.ended.done():
@@ -253,14 +256,15 @@ class StreamLeg:
         match event:
             case Begun():
                 self._begin(event)
-            case Audio(samples):
-                if self._samples is not None:
-                    self._samples.feed(samples)
             case Digits(digits):
                 for digit in keys_of(digits, self.notes):
                     self._press(digit)
             case Hangup():
                 self.session.lost(True, "")
+
+    def said(self, samples: Samples) -> None:
+        if self._samples is not None:
+            self._samples.feed(samples)
 
     def _press(self, digit: str) -> None:
         self._tell(lambda listener: listener.leg_digit(digit, 0, "info"))

@@ -37,7 +37,7 @@ _MAX_MARKS = 1000  # that wait; more fill the buffer as well
 # An agent that says all in real time, such as an echo, makes up for a stall by a delay that nothing uses up.
 # It is taken back where both hear silence.
 _WATCH_S = 2.0
-_SPARE_MS = 100  # less is left alone: some keep a little ahead on purpose
+_SPARE_MS = 10  # less is left alone: it is what comes and goes
 _SAME_PACE = 0.03
 _SKIP_MS = 5  # in a frame
 _QUIET = 100  # the highest sample of silence
@@ -121,11 +121,12 @@ class AgentPlayback:
         """Appends samples (n,) at `rate_hz`; they are not copied."""
         if not samples.size:
             return
-        if not self.queued:
+        queued = self._written - max(self._read, self._cut)
+        if not queued:
             self._began_at = self._clock()
         self._pieces.append(samples)
         self._written += samples.size  # last: what is counted is there
-        if self.queued > self._max_buffer_s * self.rate_hz:
+        if queued + samples.size > self._max_buffer_s * self.rate_hz:
             self.is_full = True
 
     def mark(self, reached: Callable[[bool], None]) -> None:
@@ -170,6 +171,8 @@ class AgentPlayback:
 
     def tell_marks(self) -> None:
         """Marks that were passed are reached when what was read before is sent, which is not ours to see."""
+        if not self._passed:
+            return
         passed, self._passed = self._passed, []
         for pending in passed:
             self._played.mark(functools.partial(self._reached, pending))
@@ -184,15 +187,24 @@ class AgentPlayback:
             self._drop(cut)
             self._dry, self._last = True, 0
         waiting = self._written - self._read
+        if not (self._dry or self.paused) and waiting >= count:  # as mostly: in the middle of speech
+            samples = self._collect(count)
+            self._last = int(samples[-1])
+            self._take_delay_back(samples)
+            self._ask_for_more()
+            return samples
         if self.paused or (self._dry and waiting and not self._is_settled(waiting)):
             waiting = 0
         samples = self._collect(min(count, waiting))
         faded = self._fade(samples, count)
         if waiting:
             self._take_delay_back(samples)
+        self._ask_for_more()
+        return faded
+
+    def _ask_for_more(self) -> None:
         if self.is_full and self._written - self._read < _LOW_SHARE * self._max_buffer_s * self.rate_hz:
             self._loop.call_soon_threadsafe(self._make_room)
-        return faded
 
     def _is_settled(self, waiting: int) -> bool:
         if waiting * 1000 >= _SETTLED_MS * self.rate_hz:
@@ -212,10 +224,17 @@ class AgentPlayback:
 
     def _collect(self, count: int) -> Samples:
         """Takes `count` samples, which are there, and the marks behind them."""
-        if count < self._rest.size:  # as mostly
-            samples, self._rest = self._rest[:count], self._rest[count:]
+        rest, pieces = self._rest, self._pieces
+        if count < rest.size:  # as mostly,
+            samples, self._rest = rest[:count], rest[count:]
             self._read += count
             return samples
+        if not rest.size and len(pieces) == 1:  # or of an agent that speaks as it hears
+            piece = pieces[0]
+            if not isinstance(piece, _Pending) and piece.size == count:
+                pieces.popleft()
+                self._read += count
+                return piece
         parts: list[Samples] = []
         while True:
             if self._rest.size:

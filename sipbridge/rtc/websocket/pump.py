@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
+_MOST = 16384  # that wait for a loop which is held; then the oldest go
+
 type Samples = NDArray[np.int16]
 type Take = Callable[[Samples, int], None]
 
@@ -22,7 +24,7 @@ class FramePump:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._frames: deque[tuple[Take, Samples, int]] = deque()
+        self._frames: deque[tuple[Take, Samples, int]] = deque(maxlen=_MOST)
         self._is_woken = False
 
     def put(self, take: Take, frame: Samples, rate_hz: int) -> None:
@@ -34,8 +36,8 @@ class FramePump:
                 self._loop.call_soon_threadsafe(self._run)
 
     def _run(self) -> None:
-        self._is_woken = False  # before: what comes while it runs is either seen here, or wakes it again
-        while self._frames:
+        self._is_woken = False  # before: what comes while it runs wakes it again
+        for _ in range(len(self._frames)):  # and no more: a loop that is late has other things to do as well
             take, frame, rate_hz = self._frames.popleft()
             try:
                 take(frame, rate_hz)

@@ -153,10 +153,12 @@ class Session:
         self._frame_size = whole.size - end
 
     def _say_frame(self, samples: Samples) -> None:
+        transport = self._transport
         if self._is_blocked:
             self._dropped_frames += 1
-        else:
-            self.send(self.protocol.audio(samples))
+        elif transport is not None and not self.ended.done():
+            for message in self.protocol.audio(samples):
+                transport.send(message)
 
     def pause_reading(self, paused: bool) -> None:
         if self._is_paused != paused and self._transport is not None:
@@ -188,7 +190,9 @@ class Session:
             events = (Broken(f"a message that its codec fails on: {error!r}"),)
         broken = False
         for event in events:
-            if isinstance(event, Broken):
+            if isinstance(event, Audio):
+                self._heard(event.samples)
+            elif isinstance(event, Broken):
                 broken = True
                 self.unreadable(event.detail)
             else:
@@ -204,6 +208,9 @@ class Session:
         if self._broken >= _BROKEN_IN_A_ROW:
             self._end(self._owner.failed(f"protocol error: {detail}"), detail)
             self._end_transport("protocol error")
+
+    def _heard(self, samples: Samples) -> None:
+        """The far side has said this."""
 
     def _carry_out(self, event: Event) -> None:
         match event:
@@ -255,8 +262,6 @@ class SpeechSession(Session):
     def _carry_out(self, event: Event) -> None:
         speech = self._speech
         match event:
-            case Audio(samples):
-                self._play(samples)
             case Clear():
                 self.clear()
             case Mark():
@@ -268,7 +273,7 @@ class SpeechSession(Session):
             case _:
                 super()._carry_out(event)
 
-    def _play(self, samples: Samples) -> None:
+    def _heard(self, samples: Samples) -> None:
         speech, notes = self._speech, self._owner.notes
         if speech.rate_hz != self.protocol.receive_rate_hz:
             if speech.written:

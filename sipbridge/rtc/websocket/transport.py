@@ -24,6 +24,7 @@ _SEND_BUFFER_BYTES = 16 << 10  # the system's
 _WRITE_LIMIT_BYTES = 32 << 10  # ours; beyond, the transport says that it is blocked
 _CLOSE_S = 1.0  # that the far side has to close as well; closed at once, it might not see what was said last
 _HARD_LIMIT_BYTES = 16 * MAX_MESSAGE_BYTES  # a longer frame ends the connection
+_TEXT, _BINARY = picows.WSMsgType.TEXT, picows.WSMsgType.BINARY
 
 
 class ConnectError(Exception):
@@ -198,18 +199,20 @@ class _Listener(picows.WSListener):
             transport.disconnect(graceful=False)
 
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
-        kind = frame.msg_type
-        if self.incoming is None:
+        kind, incoming = frame.msg_type, self.incoming
+        if incoming is None:
             if kind == picows.WSMsgType.CLOSE:
                 transport.disconnect()
             return
-        if kind in (picows.WSMsgType.BINARY, picows.WSMsgType.TEXT):
-            is_text = kind == picows.WSMsgType.TEXT
+        if kind in (_BINARY, _TEXT):
+            is_text = kind == _TEXT
             if frame.fin:
                 if frame.payload_size > MAX_MESSAGE_BYTES:
                     self._too_long(frame.payload_size)
-                else:
+                elif is_text:
                     self._tell(frame.get_payload_as_bytes(), is_text)
+                else:
+                    incoming.received(frame.get_payload_as_bytes())
             else:
                 self._parts, self._is_text, self._size = [], is_text, 0
                 self._add(frame)
@@ -295,8 +298,7 @@ class _WebSocket(Transport):
 
     def send(self, data: Wire) -> None:
         if self._listener.incoming is not None:
-            kind = picows.WSMsgType.TEXT if isinstance(data, str) else picows.WSMsgType.BINARY
-            self._transport.send(kind, data)
+            self._transport.send(_TEXT if isinstance(data, str) else _BINARY, data)
 
     def pause_reading(self, paused: bool) -> None:
         if self._listener.incoming is not None:
