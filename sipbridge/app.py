@@ -8,6 +8,7 @@ from sipbridge.config import Config
 from sipbridge.http.server import HttpServer
 from sipbridge.media.loop import MediaLoop
 from sipbridge.media.remote import RemotePorts
+from sipbridge.rtc.registry import load_configured
 from sipbridge.rtc.websocket.pbx import PbxServer
 from sipbridge.sip import CallLeg, SipEndpoint
 
@@ -46,6 +47,7 @@ class App:
                 live_resampler=media.live_resampler,
             )
             self._media.start()
+            load_configured(self.config)
             self._remotes = RemotePorts(
                 self._endpoint.engine.outbox(),
                 self._endpoint.make_sample_port,

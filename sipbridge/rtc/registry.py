@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Backends by the scheme of their targets. Only the one that is asked for is imported."""
 
-import importlib
-import importlib.metadata
+import contextlib
 
+from sipbridge.config import Config
 from sipbridge.errors import EndKind, EndReason, RtcError
 from sipbridge.routing import Target
+from sipbridge.rtc import named
 from sipbridge.rtc.base import RtcConnection, RtcContext
+from sipbridge.rtc.websocket.protocol import load_protocol
 
 ENTRY_POINTS = "sipbridge.rtc"
 
@@ -25,24 +27,12 @@ BACKENDS = {
 
 def schemes() -> list[str]:
     """All schemes that a target may have."""
-    return sorted(
-        BACKENDS.keys() | {entry.name for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-    )
+    return named.all_names(BACKENDS, ENTRY_POINTS)
 
 
 def load_backend(scheme: str) -> type[RtcConnection]:
     """The class behind a scheme. LookupError when there is none, ImportError when it cannot be had."""
-    location = BACKENDS.get(scheme)
-    if location is None:
-        for entry in importlib.metadata.entry_points(group=ENTRY_POINTS, name=scheme):
-            location = entry.value
-    if location is None:
-        raise LookupError(f"no channel backend for {scheme!r}: expected one of {', '.join(schemes())}")
-    module, _, name = location.partition(":")
-    try:
-        backend: type[RtcConnection] = getattr(importlib.import_module(module), name)
-    except AttributeError as error:
-        raise ImportError(str(error)) from error
+    backend: type[RtcConnection] = named.load(scheme, BACKENDS, ENTRY_POINTS, "channel backend for")
     return backend
 
 
@@ -52,3 +42,16 @@ def make_connection(target: Target, context: RtcContext) -> RtcConnection:
         return load_backend(target.scheme)(target, context)
     except (LookupError, ValueError, ImportError) as error:
         raise RtcError(EndReason(EndKind.CHANNEL_FAILED, f"target {target}: {error}")) from error
+
+
+def load_configured(config: Config) -> None:
+    """Imports what the rules and agents name, so that the first call need not wait for it.
+
+    What cannot be imported is told by the call that asks for it.
+    """
+    for scheme in {Target.parse(rule.target).scheme for rule in config.rule}:
+        with contextlib.suppress(LookupError, ImportError):
+            load_backend(scheme)
+    for agent in config.agent:
+        with contextlib.suppress(LookupError, ImportError):
+            load_protocol(agent.protocol)

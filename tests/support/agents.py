@@ -17,7 +17,6 @@ import websockets
 from websockets.asyncio.server import Server, ServerConnection, serve
 
 from sipbridge.config import Config
-from sipbridge.errors import EndKind, EndReason
 from sipbridge.media.loop import Channel, MediaLoop, SampleSource
 from sipbridge.media.remote import RemotePorts
 from sipbridge.media.tones import Clip
@@ -27,20 +26,20 @@ from sipbridge.rtc.local import LocalRooms
 from sipbridge.rtc.registry import make_connection
 from tests.support import audio
 from tests.support.codecs import Samples
+from tests.support.fake_rtc import HUNG_UP, FakeListener
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FRAME_S = 0.02
-HUNG_UP = EndReason(EndKind.HANGUP, "hung up")
 
 
-class Line:
+class Line(FakeListener):
     """One telephone, its media thread, and the listener of its channel."""
 
     port_id = 1
 
     def __init__(self, rate_hz: int = 8000) -> None:
+        super().__init__()
         self.sample_rate_hz = rate_hz
-        self.told: list[tuple[Any, ...]] = []
         self.clears: list[float] = []
         self.heard_frames: list[tuple[float, Samples]] = []  # when each was sent to the telephone
         self._voice: SampleSource = Clip(np.zeros(0, np.int16))
@@ -112,26 +111,6 @@ class Line:
 
     def mark(self, reached: Callable[[bool], None]) -> None:
         reached(False)
-
-    # --- RtcListener
-
-    def participant_joined(self, identity: str) -> None:
-        self.told.append(("joined", identity))
-
-    def participant_left(self, identity: str, remaining: int) -> None:
-        self.told.append(("left", identity, remaining))
-
-    def dtmf(self, digit: str) -> None:
-        self.told.append(("dtmf", digit))
-
-    def message(self, topic: str, text: str) -> None:
-        self.told.append(("message", topic, text))
-
-    def hangup_requested(self, reason: EndReason) -> None:
-        self.told.append(("hangup", reason))
-
-    def closed(self, reason: EndReason) -> None:
-        self.told.append(("closed", reason))
 
 
 @contextlib.asynccontextmanager

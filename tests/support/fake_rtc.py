@@ -2,7 +2,7 @@
 """What stands around a channel backend: its context, and a call that writes down what it is told."""
 
 import asyncio
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -24,25 +24,11 @@ def make_context(media: FakeMedia, config: Config | None = None) -> RtcContext:
     return RtcContext(config or Config(), media.loop, LocalRooms(), media.remotes)
 
 
-class FakeCall:
-    """A telephone, and the listener of its channel."""
+class FakeListener:
+    """The listener of a channel: it writes down what it is told."""
 
-    def __init__(
-        self, media: FakeMedia, context: RtcContext, target: str, call_id: str, rate_hz: int = 8000
-    ) -> None:
-        self.call_id = call_id
-        self.phone: FakePort = media.bank.add(rate_hz)
-        self.told: list[tuple[object, ...]] = []
-        self.connection: RtcConnection = make_connection(Target.parse(target), context)
-
-    async def connect(self) -> None:
-        join = JoinRequest(call_id=self.call_id, direction="inbound", caller="100", callee="200")
-        await self.connection.connect(join, self.phone, self)
-
-    async def close(self) -> None:
-        await self.connection.close(HUNG_UP)
-
-    # --- RtcListener
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
 
     def participant_joined(self, identity: str) -> None:
         self.told.append(("joined", identity))
@@ -61,6 +47,25 @@ class FakeCall:
 
     def closed(self, reason: EndReason) -> None:
         self.told.append(("closed", reason))
+
+
+class FakeCall(FakeListener):
+    """A telephone, and the listener of its channel."""
+
+    def __init__(
+        self, media: FakeMedia, context: RtcContext, target: str, call_id: str, rate_hz: int = 8000
+    ) -> None:
+        super().__init__()
+        self.call_id = call_id
+        self.phone: FakePort = media.bank.add(rate_hz)
+        self.connection: RtcConnection = make_connection(Target.parse(target), context)
+
+    async def connect(self) -> None:
+        join = JoinRequest(call_id=self.call_id, direction="inbound", caller="100", callee="200")
+        await self.connection.connect(join, self.phone, self)
+
+    async def close(self) -> None:
+        await self.connection.close(HUNG_UP)
 
 
 class ScriptedConnection(RtcConnection):

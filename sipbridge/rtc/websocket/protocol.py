@@ -8,8 +8,6 @@ used on the event loop alone. One of your own is a subclass, named in the entry 
 
 import abc
 import binascii
-import importlib
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sipbridge.events import Direction
+from sipbridge.rtc import named
 
 type Samples = NDArray[np.int16]
 type Wire = bytes | str  # a binary message (or a piece of a byte stream), a text message
@@ -258,26 +257,9 @@ PROTOCOLS = {
 }
 
 
-def protocol_names() -> list[str]:
-    """All protocols that there are."""
-    return sorted(
-        PROTOCOLS.keys() | {entry.name for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-    )
-
-
 def load_protocol(name: str) -> type[Protocol]:
     """The class of a protocol. LookupError when there is none of this name, ImportError when it is broken."""
-    location = PROTOCOLS.get(name)
-    if location is None:
-        for entry in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
-            location = entry.value
-    if location is None:
-        raise LookupError(f"no protocol {name!r}: expected one of {', '.join(protocol_names())}")
-    module, _, attribute = location.partition(":")
-    try:
-        protocol: type[Protocol] = getattr(importlib.import_module(module), attribute)
-    except AttributeError as error:
-        raise ImportError(str(error)) from error
+    protocol: type[Protocol] = named.load(name, PROTOCOLS, ENTRY_POINTS, "protocol")
     return protocol
 
 

@@ -25,11 +25,11 @@ from sipbridge.rtc.websocket.connection import WebSocketConnection, fill_paramet
 from sipbridge.rtc.websocket.protocol import MAX_MESSAGE_BYTES
 from sipbridge.rtc.websocket.proxy import ProxyProtocol
 from tests.support import audio
-from tests.support.agents import HUNG_UP, Agent, Line, agent, call, echo, join, listen, until, until_hears
+from tests.support.agents import Agent, Line, agent, call, echo, join, listen, until, until_hears
 from tests.support.certificates import Authority
 from tests.support.codecs import Pcmu, Samples
 from tests.support.fake_bank import FakeMedia
-from tests.support.fake_rtc import make_context
+from tests.support.fake_rtc import HUNG_UP, make_context
 from tests.support.ports import free_port
 
 PHONE_HZ = 700.0
