@@ -40,6 +40,8 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         f"{server.get('percent_core_a_call', ''):>7} {server.get('pss_mb_a_call', ''):>8} "
         f"{result['generator']['send_late_ms'].get('p99', ''):>6} {other:>6}"
     )
+    if first := result.get("first_audio_ms"):
+        yield f"             first audio at the agent after {many(first, 'p50 p99 max')} ms (p50/p99/max)"
     if speech:
         yield (
             f"             speech: {speech['damaged_percent']} % damaged, {speech['gaps_over_40_ms']} gaps "
@@ -92,6 +94,10 @@ def pool(runs: list[dict[str, Any]]) -> dict[str, Any]:
             "send_late_ms": {"p99": max(run["generator"]["send_late_ms"].get("p99", 0.0) for run in runs)},
         },
     }
+    if all("first_audio_ms" in run for run in runs):  # the worst of them
+        pooled["first_audio_ms"] = {
+            point: max(run["first_audio_ms"][point] for run in runs) for point in runs[0]["first_audio_ms"]
+        }
     if all("speech" in run for run in runs):
         pooled["speech"] = _pool_speech([run["speech"] for run in runs])
     if all(run.get("pesq", {}).get("listeners") for run in runs):

@@ -13,6 +13,7 @@ MIXED_ROOM = "PCMU*3,PCMA*2,G722*5,opus"  # of eleven
 SCENARIOS = {
     "room:N": "two calls a room, bursts from one to the other",
     "echo:N": "calls that hear themselves: the round trip",
+    "agent:N": "calls that hear themselves by way of an agent behind a WebSocket",
     "starting:N": "as room:N, while others begin 40 calls a second: do they disturb?",
     "mixed[:N]": "rooms of 11 (5 G.711, 5 G.722, 1 Opus; N=110), speech, ±100 ppm, 20 ms jitter",
     "speech:N": f"two calls a room, speech for {SPEECH_S:g} s, delay by correlation all the time",
@@ -25,13 +26,14 @@ DEFAULT = [
     "room:100",
     "room:400",
     "echo:100",
+    "agent:50",
     "starting:100",
     "mixed",
     "jitter:40",
     "loss:5",
     "loss:10",
 ]
-PUBLISHED = [*DEFAULT[:3], "room:800", *DEFAULT[3:], "speech:100"]
+PUBLISHED = [*DEFAULT[:3], "room:800", *DEFAULT[3:], "agent:200", "speech:100"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Scenario:
         except (ValueError, TypeError):
             names = ", ".join(SCENARIOS)
             raise argparse.ArgumentTypeError(f"{text!r} is none of {names}") from None
-        if load.calls < 1 or (load.mode != "echo" and load.calls % load.room_size):
+        if load.calls < 1 or (load.mode not in ("echo", "agent") and load.calls % load.room_size):
             raise argparse.ArgumentTypeError(f"{text!r}: the calls have to fill rooms of {load.room_size}")
         return cls(text, load, has_pesq=kind == "loss")
 
@@ -60,7 +62,7 @@ class Scenario:
 
 def _load_of(kind: str, values: list[float]) -> Load:
     match kind, values:
-        case (("room" | "echo" | "wire"), [calls]):
+        case (("room" | "echo" | "agent" | "wire"), [calls]):
             return Load(mode=kind, calls=int(calls))
         case "starting", [calls]:
             return Load(calls=int(calls), others_rate=40.0)

@@ -97,6 +97,21 @@ ROWS: Sequence[tuple[str, str, Sequence[Figure]]] = (
     ),
     ("echo of 100 calls, round trip", "echo:100", [_delay("p50", 20, 10), _delay("p99", 30, 10)]),
     (
+        "an agent that echoes 50 calls, round trip",
+        "agent:50",
+        [
+            _delay("p50", 40),
+            _delay("p99", 70),
+            _core(0.5),
+            Figure("first audio p99 {} ms", lambda result: float(result["first_audio_ms"]["p99"]), 60),
+        ],
+    ),
+    (
+        "the same of 200 calls",
+        "agent:200",
+        [Figure("{} unheard", _unheard, 0, digits=0), Figure("{} lost", _lost, 0, digits=0)],
+    ),
+    (
         "100 calls, while 40 others begin each second",
         "starting:100",
         [Figure("{} unheard", _unheard, 0, digits=0), _PAUSES],

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sipbridge.loadtest import generator, speech
+from sipbridge.loadtest import agent, generator, speech
 from sipbridge.loadtest.server import Server, Usage, serve
 
 # The gate allows each source 50 requests a second and we call at up to 100, with three requests a call.
@@ -31,7 +31,7 @@ SOURCES = [f"127.0.1.{i}" for i in range(1, 17)]
 class Load:
     """What the callers of one run do."""
 
-    mode: str = "room"  # or "echo", or "wire": no bridge at all
+    mode: str = "room"  # or "echo", "agent": an echo behind a WebSocket, or "wire": no bridge at all
     calls: int = 2
     room_size: int = 2
     codecs: str = "PCMU"  # of the calls in turn, as in "PCMU*5,G722*5,opus"
@@ -54,7 +54,7 @@ class Load:
     def arguments(self) -> list[str]:
         """For the generator; without `--uri` and `--source`."""
         pairs = {
-            "--mode": self.mode,
+            "--mode": "echo" if self.mode == "agent" else self.mode,
             "--calls": self.calls,
             "--room-size": self.room_size,
             "--codecs": self.codecs,
@@ -96,11 +96,25 @@ def run(load: Load, target: str | None = None, pid: int | None = None) -> dict[s
         raw = _generate(load, ["--uri", target], _moments(pid, usage))
         return summarize(load, raw, usage)
     with serve() as server:
-        return _run_on(server, load)
+        if load.mode != "agent":
+            return summarize(load, *_run_on(server, load))
+        with agent.answering(server.agent_port) as echo:
+            raw, usage = _run_on(server, load)
+        return {
+            **summarize(load, raw, usage),
+            "first_audio_ms": percentiles(_first_audio(raw, echo.first_at)),
+        }
 
 
-def _run_on(server: Server, load: Load) -> dict[str, Any]:
-    user = "echo" if load.mode == "echo" else "bench{room}"
+def _first_audio(raw: Mapping[str, Any], came_at: Mapping[str, float]) -> list[float]:
+    """From the first RTP packet of each caller until the agent has it, in ms."""
+    sent_at = {f"load{index}": at_s for index, at_s in enumerate(raw["first_sent_s"]) if at_s}
+    return [1000 * (came_at[caller] - at_s) for caller, at_s in sent_at.items() if caller in came_at]
+
+
+def _run_on(server: Server, load: Load) -> tuple[dict[str, Any], dict[str, Usage]]:
+    """What the callers saw, and what the server used."""
+    user = load.mode if load.mode in ("echo", "agent") else "bench{room}"
     way = ["--uri", f"sip:{user}@127.0.0.1:{server.sip_port}"]
     for source in SOURCES:
         way += ["--source", source]
@@ -112,7 +126,7 @@ def _run_on(server: Server, load: Load) -> dict[str, Any]:
     usage = {"idle": Usage.of(server.pid)}
     moments = _moments(server.pid, usage)
     if not load.others_rate:
-        return summarize(load, _generate(load, way, moments), usage)
+        return _generate(load, way, moments), usage
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         others: list[concurrent.futures.Future[None]] = []
         look = moments["measuring"]
@@ -124,7 +138,7 @@ def _run_on(server: Server, load: Load) -> dict[str, Any]:
         raw = _generate(load, way, {**moments, "measuring": begin})
         for other in others:
             other.result()
-    return summarize(load, raw, usage)
+    return raw, usage
 
 
 def _start_others(load: Load, way: list[str]) -> None:

@@ -35,10 +35,21 @@ level = "warning"
 name = "load"
 allowed_addresses = ["127.0.0.0/8"]
 
+[[agent]]
+name = "echo"
+url = "ws://127.0.0.1:{agent_port}"
+sample_rate_hz = 8000
+parameters = {{ caller = "{{caller}}" }}
+
 [[rule]]
 name = "echo"
 to = "echo*"
 target = "echo:"
+
+[[rule]]
+name = "agent"
+to = "agent*"
+target = "agent:echo"
 
 [[rule]]
 name = "room"
@@ -92,6 +103,7 @@ class Server:
     pid: int
     sip_port: int
     http_port: int
+    agent_port: int  # where it looks for the agent
     log: Path
 
 
@@ -105,11 +117,12 @@ def _free_port(kind: socket.SocketKind) -> int:
 @contextlib.contextmanager
 def serve() -> Iterator[Server]:
     """A server that is ready, until the end of the block."""
-    sip_port, http_port = _free_port(socket.SOCK_DGRAM), _free_port(socket.SOCK_STREAM)
+    sip_port = _free_port(socket.SOCK_DGRAM)
+    http_port, agent_port = (_free_port(socket.SOCK_STREAM) for _ in range(2))
     with tempfile.TemporaryDirectory(prefix="sipbridge-load-") as name:
         directory = Path(name)
         config = directory / "sipbridge.toml"
-        config.write_text(_SETTINGS.format(sip_port=sip_port, http_port=http_port))
+        config.write_text(_SETTINGS.format(sip_port=sip_port, http_port=http_port, agent_port=agent_port))
         log = directory / "log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SIPBRIDGE_")}
         with log.open("wb") as out:
@@ -121,7 +134,7 @@ def serve() -> Iterator[Server]:
             )
         try:
             _await_ready(process, http_port, log)
-            yield Server(process.pid, sip_port, http_port, log)
+            yield Server(process.pid, sip_port, http_port, agent_port, log)
         finally:
             for _ in range(2):  # the second ends it without waiting for calls
                 if process.poll() is None:

@@ -53,6 +53,17 @@ def _results(*runs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def test_first_audio_of_an_agent() -> None:
+    """The worst of several runs; in the lines and in the table."""
+    runs = [
+        _result("agent:50", first_audio_ms={"p50": 4.0, "p99": p99_ms, "max": 9.0}) for p99_ms in (7.0, 8.5)
+    ]
+    results = _results(*runs)
+    assert results["pooled"][0]["first_audio_ms"]["p99"] == 8.5
+    assert any("first audio at the agent after 4.0 / 7.0 / 9.0 ms" in line for line in report.lines(runs[0]))
+    assert "first audio p99 8.5 ms" in table.text([results])
+
+
 @pytest.mark.parametrize("text", [*DEFAULT, *PUBLISHED, "mixed:22", "jitter:60:8", "wire:10"])
 def test_scenarios(text: str) -> None:
     """All that is run by default can be parsed."""

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sipbridge.loadtest import capacity
+from sipbridge.loadtest import capacity, measure
+from sipbridge.loadtest.measure import Load
 from tests.support.command import environment_of, lone_environment, run
 from tests.support.ports import free_udp_range
 from tests.support.server import Server
@@ -56,6 +57,15 @@ def test_with_a_bridge_of_its_own(tmp_path: Path) -> None:
     [line] = [line for line in result.out.splitlines() if line.split()[:1] == ["2"]]
     assert "-" not in line.split()[:6]
     assert "This machine carries 2 calls" in result.out or "Not even" in result.out
+
+
+def test_calls_with_an_agent() -> None:
+    """Each hears itself by way of the agent, which knows when it heard whom first."""
+    load = Load(mode="agent", calls=2, seconds=2, settle_s=0.5, rtp_port=free_udp_range(4))
+    result = measure.run(load)
+    assert result["answered"] == 2
+    assert result["bursts"]["heard"] >= 2
+    assert result["first_audio_ms"]["min"] > 0
 
 
 def test_a_bridge_that_refuses(server: Server) -> None:

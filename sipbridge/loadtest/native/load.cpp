@@ -104,6 +104,7 @@ struct Leg {
   uint32_t ssrc = 0, timestamp = 0, frames = 0;
   uint16_t sequence = 0;
   int64_t due = 0, phase = 0;
+  int64_t first_sent = 0;
   int burst_frame = 0;  // which of the 50 frames of a second
   double sent_phase_ms = -1;  // of its first measured packet within 20 ms
   std::vector<uint32_t> lost_frames;  // of those measured, counted from `measured_frame`
@@ -366,6 +367,7 @@ void sendFrame(Leg& leg) {
   int place = -1;
   const size_t size = 12 + size_t(fill(leg, packet + 12, &place));
   const int64_t now = nowNs();
+  if (leg.frames == 0) leg.first_sent = now;
   bool leaves = true;
   if (!leg.line) {
     sendNow(leg, packet, size);
@@ -778,7 +780,7 @@ void hangUp() {
 
 void printNumbers(const char* name, const std::vector<double>& values) {
   printf("\"%s\": [", name);
-  for (size_t i = 0; i < values.size(); ++i) printf("%s%.3f", i ? ", " : "", values[i]);
+  for (size_t i = 0; i < values.size(); ++i) printf("%s%.4f", i ? ", " : "", values[i]);
   printf("], ");
 }
 
@@ -851,6 +853,9 @@ void report(int answered_calls) {
     if (leg.sent_phase_ms >= 0) phases_ms.push_back(leg.sent_phase_ms);
   }
   printNumbers("phases_ms", phases_ms);
+  std::vector<double> first_sent_s;  // Unix time, for whoever else has noted when it came
+  for (const Leg& leg : legs) first_sent_s.push_back(double(leg.first_sent) / kSecond);
+  printNumbers("first_sent_s", first_sent_s);
   if (!options.speech.empty()) reportSpeech();
   printf("\"bursts_sent\": %ld, \"bursts_dropped\": %ld, \"bursts_unasked\": %ld, \"rtp_sent\": %ld, "
          "\"rtp_dropped\": %ld, \"bursts\": [",

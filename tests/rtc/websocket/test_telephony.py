@@ -387,7 +387,9 @@ def test_audiosocket_pbx() -> None:
     assert (protocol.send_rate_hz, protocol.receive_rate_hz) == (16000, 16000)
     assert protocol.wait_no_more() == ()
     assert protocol.audio(TONE) == (format_message(0x12, TONE.tobytes()),)
-    other = format_message(0x10, b"") + format_message(audiosocket.DIGIT, b"7") + protocol.stop()[0]
+    assert protocol.stop() == (format_message(audiosocket.HANGUP),)
+    kinds = (0x10, b""), (audiosocket.DIGIT, b"7"), (audiosocket.HANGUP, b"")
+    other = b"".join(format_message(kind, payload) for kind, payload in kinds)
     assert protocol.receive(other)[1:] == [Digits("7"), Hangup()]
     silent = AudioSocketPbx(Conversation(call_id=""))
     silent.receive(format_message(audiosocket.UUID, call_id.bytes))
