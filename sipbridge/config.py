@@ -201,6 +201,52 @@ def _check_agent_protocol(value: str) -> str:
     return value
 
 
+def _check_livekit_url(value: str) -> str:
+    scheme, colon, rest = value.partition("://")
+    if not colon or scheme not in ("ws", "wss", "http", "https") or not rest or rest.startswith("/"):
+        raise ValueError(f"{value!r} is no URL of a LiveKit server: expected wss://HOST or ws://HOST:PORT")
+    routing.check_text(value, "the URL")
+    return value.rstrip("/")
+
+
+def _check_token_url(value: str) -> str:
+    if not re.match(r"https?://[^/]", value):
+        raise ValueError(f"{value!r}: expected http:// or https://")
+    return routing.check_text(value, "the URL")
+
+
+def _check_room_configuration(value: dict[str, Any]) -> dict[str, Any]:
+    if value:
+        from google.protobuf.json_format import ParseDict, ParseError
+        from livekit.protocol.room import RoomConfiguration
+
+        try:
+            ParseDict(value, RoomConfiguration())
+        except ParseError as error:
+            raise ValueError(f"no RoomConfiguration of LiveKit's: {error}") from None
+    return value
+
+
+def _check_attribute_names(value: dict[str, str]) -> dict[str, str]:
+    for header, attribute in value.items():
+        if not _HTTP_TOKEN.fullmatch(header):
+            raise ValueError(f"{header!r} is no name of a header")
+        routing.check_text(attribute, "the attribute's name", 128)
+        if not attribute:
+            raise ValueError(f"{header}: the attribute's name is empty")
+    return value
+
+
+def _check_folder(value: Path) -> Path:
+    if not value.is_dir():
+        raise ValueError(f"there is no folder {value}")
+    return value
+
+
+def _resolve_folder(value: Any, info: ValidationInfo) -> Any:
+    return _directory(info) / value if isinstance(value, str) else value
+
+
 def _check_parameters(value: dict[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(value, allow_nan=False)
@@ -277,6 +323,7 @@ def _not_empty[T](value: tuple[T, ...]) -> tuple[T, ...]:
 Secret = Annotated[SecretStr, BeforeValidator(_resolve_secret)]
 FilePath = Annotated[Path, BeforeValidator(_resolve_path)]
 SoundPath = Annotated[Path, BeforeValidator(_resolve_sound)]
+FolderPath = Annotated[Path, BeforeValidator(_resolve_folder), AfterValidator(_check_folder)]
 Network = Annotated[IpNetwork, BeforeValidator(_parse_network)]
 Name = Annotated[str, AfterValidator(_check_name)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
@@ -418,6 +465,23 @@ class PbxConfig(_Table):
         if not self.allowed_addresses and self.auth is None:
             raise _error("nobody is let in: it needs allowed_addresses", "allowed_addresses")
         return self
+class LiveKitOptions(_Table):
+    """What a call is in a LiveKit room: ``[livekit]`` for all, ``[rule.livekit]`` for those of a rule."""
+
+    start: Literal["joined", "now", "track"] = "joined"  # when a call that comes is answered
+    start_limit_s: Annotated[Seconds, Field(ge=1)] = 60.0  # it rings no longer for a track
+    codec: Literal["auto", "opus", "pcmu"] = "auto"  # of the track we publish
+    identity: str = ""  # a template; "": sip_ with the number and the call's id
+    name: str = ""  # a template; "": Phone with the number
+    metadata: str = ""  # a template
+    attributes: dict[str, str] = {}  # beside our own; templates
+    hide_phone_number: bool = False
+    include_headers: Literal["none", "x", "all"] = "none"  # of the INVITE, as sip.h.*
+    headers_to_attributes: Annotated[dict[str, str], AfterValidator(_check_attribute_names)] = {}
+    room: Annotated[
+        dict[str, Any], AfterValidator(_check_parameters), AfterValidator(_check_room_configuration)
+    ] = {}  # LiveKit's RoomConfiguration, for a room that this call opens
+    allow: Annotated[tuple[Literal["hangup", "dtmf", "play"], ...], _LIST, _UNIQUE] = ("hangup", "dtmf")
 
 
 class RuleConfig(_Table):
@@ -432,6 +496,8 @@ class RuleConfig(_Table):
     early_media: bool = False
     max_duration_s: Annotated[int, Field(ge=1, le=7 * 86400)] = 86400
     hangup_when_alone: bool = False
+    alone_grace_s: Seconds = 0.0  # before that
+    livekit: LiveKitOptions | None = None  # None: as in [livekit]
 
 
 class VadConfig(_Table):
@@ -477,6 +543,36 @@ class AgentConfig(_Table):
                 wanted = "audiosocket://" if is_stream else "ws:// or wss://"
                 raise _error(f"{url}: the protocol {self.protocol} is spoken over {wanted}", "url")
         return self
+
+
+class LiveKitConfig(LiveKitOptions):
+    """``[livekit]``: the server behind targets livekit:ROOM."""
+
+    url: Annotated[str, AfterValidator(_check_livekit_url)]
+    api_key: str = ""
+    api_secret: Secret | None = None
+    token_url: Annotated[str, AfterValidator(_check_token_url)] | None = None  # who makes tokens instead
+    token_headers: Annotated[dict[str, Secret], AfterValidator(_check_http_headers)] = {}
+    token_ttl_s: Annotated[int, Field(ge=60, le=7 * 86400)] = 3600
+    connect_timeout_s: Annotated[Seconds, Field(gt=0)] = 8.0  # until the room is joined and audio flows
+    reconnect_s: Seconds = 30.0  # for how long a lost room is tried again
+    sounds: FolderPath | None = None  # what agents may have played
+
+    @model_validator(mode="after")
+    def _check_token(self) -> "LiveKitConfig":
+        if self.token_url is None:
+            for key in ("api_key", "api_secret"):
+                if not getattr(self, key):
+                    raise _error(
+                        "is missing: tokens are made with api_key and api_secret, or by token_url", key
+                    )
+        return self
+
+    def options_of(self, rule: RuleConfig | None) -> LiveKitOptions:
+        """What holds for the calls of a rule; None: for calls without one."""
+        if rule is None or rule.livekit is None:
+            return self
+        return self.model_copy(update=rule.livekit.model_dump(exclude_unset=True))
 
 
 class HttpConfig(_Table):
@@ -540,6 +636,7 @@ class Config(_Table):
     rule: Annotated[tuple[RuleConfig, ...], _LIST] = ()
     agent: Annotated[tuple[AgentConfig, ...], _LIST] = ()
     webrtc: WebRtcConfig = WebRtcConfig()
+    livekit: LiveKitConfig | None = None
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()
 
@@ -560,6 +657,7 @@ class Config(_Table):
     def _check_whole(self) -> "Config":
         problems = [
             *_name_problems(self.trunk, self.pbx, self.rule, self.agent),
+            *_livekit_problems(self.rule, self.livekit),
             *_cross_problems(self.sip, list(enumerate(self.trunk))),
         ]
         if problems:
@@ -608,6 +706,15 @@ def _name_problems(
         trunk = _get(rule, "trunk")
         if isinstance(trunk, str) and trunk not in names:
             yield ("rule", index, "trunk"), f'there is no trunk "{trunk}"{_did_you_mean(trunk, names)}'
+
+
+def _livekit_problems(rules: Sequence[Any], livekit: Any) -> Iterator[tuple[_Loc, str]]:
+    """Rules that need a server which is not named."""
+    if livekit is None:
+        for index, rule in enumerate(rules):
+            target = _get(rule, "target")
+            if isinstance(target, str) and target.startswith("livekit:"):
+                yield ("rule", index, "target"), "there is no [livekit] that says where the server is"
 
 
 def _cross_problems(
@@ -700,6 +807,7 @@ class _Reader:
         trunks = [(i, trunk) for i, trunk in enumerate(parts.get("trunk", ())) if trunk is not None]
         for loc, message in (
             *_name_problems(*(self._items(table) for table in ("trunk", "pbx", "rule", "agent"))),
+            *_livekit_problems(self._items("rule"), self.data.get("livekit")),
             *_cross_problems(parts.get("sip", SipConfig()), trunks),
         ):
             self._add(loc, message)

@@ -701,6 +701,77 @@ def test_the_protocols_are_those_of_the_package() -> None:
     assert ENTRY_POINTS == AGENT_ENTRY_POINTS
 
 
+# ---------------------------------------------------------------- LiveKit
+
+ROOMS = """
+[[trunk]]
+name = "line"
+allowed_addresses = ["127.0.0.1"]
+[[rule]]
+name = "all"
+target = "livekit:{callee}"
+"""
+SERVER = """
+[livekit]
+url = "ws://127.0.0.1:7880/"
+api_key = "key"
+api_secret = "secret"
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("", '[[rule]] "all" target: there is no [livekit] that says where the server is'),
+        ('[livekit]\nurl = "livekit.example.com"', "is no URL of a LiveKit server"),
+        ('[livekit]\nurl = "wss://x"\napi_secret = "s"', "[livekit] api_key: is missing"),
+        ('[livekit]\nurl = "wss://x"\napi_key = "k"', "[livekit] api_secret: is missing"),
+        ('[livekit]\nurl = "wss://x"\ntoken_url = "x"', "[livekit] token_url"),
+        (SERVER + 'start = "later"', "[livekit] start"),
+        (
+            SERVER + 'room = { agents = [{ name = "x" }] }',
+            "[livekit] room: no RoomConfiguration of LiveKit's",
+        ),
+        (SERVER + 'headers_to_attributes = { "a b" = "c" }', "'a b' is no name of a header"),
+        (SERVER + 'headers_to_attributes = { X-A = "" }', "X-A: the attribute's name is empty"),
+        (SERVER + 'sounds = "nowhere"', "there is no folder"),
+        ('[rule.livekit]\ncodec = "g722"' + SERVER, '[[rule]] "all" livekit.codec'),
+        ('[rule.livekit]\nurl = "ws://x"' + SERVER, '[[rule]] "all" livekit.url: unknown key'),
+    ],
+)
+def test_livekit_that_makes_no_sense(line: str, complaint: str, write: Write) -> None:
+    """Each is told with its place."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(ROOMS + line + "\n"), {})
+    assert complaint in str(caught.value)
+
+
+def test_what_a_rule_says_of_livekit(write: Write) -> None:
+    """Wins over what is said for all; what it does not say stays."""
+    config = load_config(
+        write(ROOMS + '[rule.livekit]\ncodec = "opus"' + SERVER + 'start = "now"\ncodec = "pcmu"\n'), {}
+    )
+    assert config.livekit is not None
+    assert config.livekit.url == "ws://127.0.0.1:7880"
+    options = config.livekit.options_of(config.rule[0])
+    assert (options.codec, options.start) == ("opus", "now")
+    options = config.livekit.options_of(None)
+    assert (options.codec, options.start) == ("pcmu", "now")
+
+
+def test_livekit_comes_from_the_environment_alone() -> None:
+    """The secret is not shown."""
+    environ = {
+        "SIPBRIDGE_LIVEKIT__URL": "wss://example.com",
+        "SIPBRIDGE_LIVEKIT__API_KEY": "key",
+        "SIPBRIDGE_LIVEKIT__API_SECRET": "not-to-be-seen",
+    }
+    config = load_config(None, environ)
+    assert config.livekit is not None
+    assert config.livekit.api_secret == SecretStr("not-to-be-seen")
+    assert "not-to-be-seen" not in repr(config)
+
+
 # ---------------------------------------------------------------- the files in conf/
 
 
@@ -799,5 +870,7 @@ def test_the_documented_examples_are_right(write: Write, tmp_path: Path) -> None
     assert trunk.outbound is not None
     assert trunk.outbound.auth is not None
     assert config.sip.tls is not None
+    assert config.livekit is not None
+    assert config.livekit.options_of(config.rule[-1]).room["agents"][0]["metadata"] == "sales"
     assert config.log == LogConfig(json_=True)
     assert config.media == MediaConfig()
