@@ -44,8 +44,15 @@ from sipbridge.log import get_logger
 from sipbridge.media.loop import MediaLoop
 from sipbridge.media.quality import estimate_mos
 from sipbridge.routing import Target
-from sipbridge.rtc.base import JoinRequest, RtcConnection, RtcContext, Samples
-from sipbridge.rtc.registry import make_connection
+from sipbridge.rtc.base import (
+    CallStatus,
+    JoinRequest,
+    ParticipantWish,
+    RtcConnection,
+    RtcContext,
+    Samples,
+)
+from sipbridge.rtc.registry import joins_early, make_connection
 
 
 class LegPlayback:
@@ -62,6 +69,10 @@ class LegPlayback:
     @property
     def sample_rate_hz(self) -> int:
         return int(self._leg.port.rateHz())
+
+    @property
+    def is_live(self) -> bool:
+        return bool(self._leg.codec)
 
     def write(self, samples: Samples) -> None:
         self._leg.port.write(samples)
@@ -89,6 +100,8 @@ class Bridge:
         rule: str = "",
         max_duration_s: float = 0.0,
         hangup_when_alone: bool = False,
+        alone_grace_s: float = 0.0,
+        participant: ParticipantWish | None = None,
         emit: Callable[[CallEvent], None],
         ended: Callable[["Bridge"], None],
     ) -> None:
@@ -110,12 +123,16 @@ class Bridge:
         self._context = context
         self._max_duration_s = max_duration_s
         self._hangup_when_alone = hangup_when_alone
+        self._alone_grace_s = alone_grace_s
+        self._alone: asyncio.TimerHandle | None = None  # while nobody else is there
+        self._participant = participant or ParticipantWish()
         self._emit = emit
         self._ended = ended
         self._connection: RtcConnection | None = None
         self._joining = asyncio.Lock()
         self._pressing = asyncio.Lock()
         self._held = False
+        self._rung = False  # a caller has heard it
         self._timers: list[asyncio.TimerHandle] = []
         self._tasks: set[asyncio.Task[None]] = set()
         emit(
@@ -139,7 +156,8 @@ class Bridge:
             leg.progress()
         elif ring_s > 0:
             leg.ring()
-        if early_media or ring_s > 0:
+        self._rung = early_media or ring_s > 0
+        if self._rung:
             self._emit(CallRinging(call_id=self.id))
         self._spawn(self._accept(ring_s, early_media))
 
@@ -159,10 +177,12 @@ class Bridge:
             self.leg.answer()
 
     def follow(self, leg: Leg, ring_s: float) -> None:
-        """A call that we dial: it is joined to its channel as soon as it has audio."""
+        """A call that we dial: it is joined to its channel as soon as it has audio, or before."""
         self._adopt(leg)
         if self.end is not None:
             leg.hangup(self.end)
+        elif joins_early(Target.parse(self.target).scheme):
+            self._spawn(self._join())
         self._after(ring_s, self._ring_timeout)
 
     def _ring_timeout(self) -> None:
@@ -211,7 +231,13 @@ class Bridge:
                     trunk=self.trunk,
                     rule=self.rule,
                     headers=leg.headers,
+                    participant=self._participant,
                 )
+                connection.expect(join)
+                if connection.rings and self.direction == "inbound" and not self._rung:
+                    self._rung = True
+                    leg.ring()
+                    self._emit(CallRinging(call_id=self.id))
                 async with asyncio.timeout(connection.join_s):
                     await connection.connect(join, LegPlayback(leg, self._context.media), self)
             except RtcError as error:
@@ -226,10 +252,20 @@ class Bridge:
 
     def participant_joined(self, identity: str) -> None:
         self.log.debug("in the channel", identity=identity)
+        if self._alone is not None:
+            self._alone.cancel()
+            self._alone = None
 
     def participant_left(self, identity: str, remaining: int) -> None:
-        if remaining == 0 and self._hangup_when_alone:
-            self.hangup(EndReason(EndKind.ALONE, f"everybody else has left {self.target}", Party.CHANNEL))
+        if remaining or not self._hangup_when_alone:
+            return
+        if self._alone_grace_s == 0:
+            self._end_alone()
+        elif self._alone is None:
+            self._alone = self._after(self._alone_grace_s, self._end_alone)
+
+    def _end_alone(self) -> None:
+        self.hangup(EndReason(EndKind.ALONE, f"everybody else has left {self.target}", Party.CHANNEL))
 
     def dtmf(self, digit: str) -> None:
         if digit not in KEYS:
@@ -251,8 +287,18 @@ class Bridge:
 
     # --- the leg
 
+    def _status(self) -> CallStatus:
+        if self._held:
+            return "held"
+        return "active" if self.answered.is_set() else "ringing"
+
+    def _tell_channel(self, status: CallStatus) -> None:
+        if self._connection is not None:
+            self._connection.call_changed(status)
+
     def leg_ringing(self, early_media: bool) -> None:
         self._emit(CallRinging(call_id=self.id))
+        self._tell_channel("ringing")
         if early_media:
             self._spawn(self._join())
 
@@ -261,6 +307,7 @@ class Bridge:
         if self._max_duration_s > 0:
             self._after(self._max_duration_s, self._too_long)
         self.answered.set()
+        self._tell_channel("active")
         if self.direction == "outbound":
             self._spawn(self._start_talking())
 
@@ -280,6 +327,7 @@ class Bridge:
         if held != self._held:
             self._held = held
             self._emit(CallHeld(call_id=self.id) if held else CallResumed(call_id=self.id))
+        self._tell_channel(self._status())
         self._spawn(self._follow_media(leg))
 
     async def _follow_media(self, leg: Leg) -> None:
@@ -340,8 +388,10 @@ class Bridge:
 
     # --- small things
 
-    def _after(self, delay_s: float, work: Callable[[], None]) -> None:
-        self._timers.append(asyncio.get_running_loop().call_later(delay_s, work))
+    def _after(self, delay_s: float, work: Callable[[], None]) -> asyncio.TimerHandle:
+        timer = asyncio.get_running_loop().call_later(delay_s, work)
+        self._timers.append(timer)
+        return timer
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(self._guard(work))

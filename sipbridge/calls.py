@@ -23,7 +23,7 @@ from sipbridge.media.remote import RemotePorts
 from sipbridge.media.tones import Clip, dtmf_samples
 from sipbridge.media.wav import WavRecorder, WavSource, open_wav
 from sipbridge.routing import SipUri, Target, accepts_number, fill, match_rule, plan_dial
-from sipbridge.rtc.base import RtcContext
+from sipbridge.rtc.base import ParticipantWish, RtcContext
 from sipbridge.rtc.local import LocalRooms
 from sipbridge.rtc.registry import make_connection
 from sipbridge.rtc.websocket.member import ProgramMember
@@ -49,6 +49,7 @@ class DialRequest:
     dtmf: str = ""  # keys pressed after the answer; w is half a second
     ring_s: float = 60.0
     max_duration_s: float = 0.0  # hang up so long after the answer; 0: never
+    participant: ParticipantWish = field(default_factory=ParticipantWish)  # in a channel that has such
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +151,7 @@ class CallRegistry:
             rule=rule.name if rule is not None else "",
             max_duration_s=rule.max_duration_s if rule is not None else 0,
             hangup_when_alone=rule is not None and rule.hangup_when_alone,
+            alone_grace_s=rule.alone_grace_s if rule is not None else 0.0,
         )
         if refusal is not None or rule is None:
             bridge.refuse(leg, refusal or EndReason(EndKind.NOT_FOUND, "no rule"))
@@ -186,6 +188,7 @@ class CallRegistry:
             to=plan.callee,
             trunk=plan.trunk.name if plan.trunk is not None else "",
             max_duration_s=request.max_duration_s,
+            participant=request.participant,
         )
         bridge.on_answered = lambda: self._answered(bridge, request)
 
@@ -332,6 +335,8 @@ class CallRegistry:
         rule: str = "",
         max_duration_s: float = 0,
         hangup_when_alone: bool = False,
+        alone_grace_s: float = 0.0,
+        participant: ParticipantWish | None = None,
     ) -> Bridge:
         bridge = Bridge(
             self._context,
@@ -344,6 +349,8 @@ class CallRegistry:
             rule=rule,
             max_duration_s=max_duration_s,
             hangup_when_alone=hangup_when_alone,
+            alone_grace_s=alone_grace_s,
+            participant=participant,
             emit=self._emit,
             ended=self._over,
         )

@@ -9,7 +9,7 @@ has the shortest examples, `tests/contract` the suite that it has to pass.
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,22 @@ if TYPE_CHECKING:
 Samples = NDArray[np.int16]
 
 
+# How a call stands, as its channel may show it.
+CallStatus = Literal["dialing", "ringing", "active", "held"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParticipantWish:
+    """What whoever dials says of the participant that the call shall be; empty: as is configured."""
+
+    identity: str = ""
+    name: str = ""
+    metadata: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    hide_phone_number: bool = False
+    dial_tone: bool = False  # the channel hears one until the telephone is answered
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinRequest:
     """Who joins."""
@@ -38,6 +54,7 @@ class JoinRequest:
     trunk: str = ""
     rule: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)  # of the INVITE
+    participant: ParticipantWish = ParticipantWish()
 
 
 class PlaybackQueue(Protocol):
@@ -54,6 +71,11 @@ class PlaybackQueue(Protocol):
     @property
     def sample_rate_hz(self) -> int:
         """The leg's own rate; changes with a codec."""
+        ...
+
+    @property
+    def is_live(self) -> bool:
+        """Its codec has been agreed on; before that its rate is a guess."""
         ...
 
     def write(self, samples: Samples) -> None:
@@ -105,11 +127,16 @@ class RtcConnection(abc.ABC):
     """
 
     join_s: float = 10.0  # a channel that takes longer to join has failed
+    rings = False  # whoever calls hears ringing while it is joined
+    joins_early = False  # a call that is dialled joins it at once, so that it shows how that goes
 
     def __init__(self, target: Target, context: RtcContext) -> None:
         """Checks the target; ValueError when it is none of this backend's."""
         self.target = target
         self.context = context
+
+    def expect(self, join: JoinRequest) -> None:  # noqa: B027
+        """Who will join; told before `join_s` and `rings` are looked at, which may depend on it."""
 
     @abc.abstractmethod
     async def connect(self, join: JoinRequest, playback: PlaybackQueue, listener: RtcListener) -> None:
@@ -118,8 +145,11 @@ class RtcConnection(abc.ABC):
         Once `close()` was called, also while this waits, it joins nothing.
         """
 
-    # These two may be called at any time. Before connect(), after close(), and in a channel that has no
+    # These may be called at any time. Before connect(), after close(), and in a channel that has no
     # use for them, they do nothing.
+
+    def call_changed(self, status: CallStatus) -> None:  # noqa: B027
+        """How the call stands now, or its codec and so its rate have changed."""
 
     async def send_dtmf(self, digit: str, duration_ms: int) -> None:  # noqa: B027
         """A key that the telephone pressed."""

@@ -36,6 +36,14 @@ def load_backend(scheme: str) -> type[RtcConnection]:
     return backend
 
 
+def joins_early(scheme: str) -> bool:
+    """Whether a call that is dialled joins its channel while it is dialled."""
+    try:
+        return load_backend(scheme).joins_early
+    except (LookupError, ImportError):
+        return False
+
+
 def make_connection(target: Target, context: RtcContext) -> RtcConnection:
     """A connection that is not joined yet. RtcError when the target makes no sense."""
     try:

@@ -36,6 +36,7 @@ class Line(FakeListener):
     """One telephone, its media thread, and the listener of its channel."""
 
     port_id = 1
+    is_live = True
 
     def __init__(self, rate_hz: int = 8000) -> None:
         super().__init__()

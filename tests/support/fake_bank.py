@@ -24,6 +24,8 @@ _UNDEFINED = -21846  # what is in a matrix beside a row's samples; nobody may us
 class FakePort:
     """A call leg's port as a backend and the bridge see it, and what tests do at its far end."""
 
+    is_live = True
+
     def __init__(self, port_id: int, rate_hz: int) -> None:
         self.port_id = port_id
         self.rate_hz = rate_hz
