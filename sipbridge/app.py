@@ -62,7 +62,7 @@ class App:
                 await pbx.start()
                 self.listening.append(f"{pbx.config.protocol} {pbx.address}")
             if self._with_http:
-                self._http = HttpServer(self.config.http, self.calls)
+                self._http = HttpServer(self.config.http, self.calls, self.config.livekit)
                 await self._http.start()
                 self.listening.append(f"http {self._http.address}")
         except BaseException:

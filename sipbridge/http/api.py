@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sipbridge import __version__
 from sipbridge.calls import CallRegistry
+from sipbridge.config import LiveKitConfig
 from sipbridge.errors import (
     CallError,
     ConfigError,
@@ -55,8 +56,16 @@ _STATUS_OF_KIND = {
 }
 
 
-def create_api(calls: CallRegistry, tokens: Collection[str], closing: asyncio.Event) -> FastAPI:
-    """The API over `calls`. Streams of events end once `closing` is set."""
+def create_api(
+    calls: CallRegistry,
+    tokens: Collection[str],
+    closing: asyncio.Event,
+    livekit: LiveKitConfig | None = None,
+) -> FastAPI:
+    """The API over `calls`. Streams of events end once `closing` is set.
+
+    With `livekit` it also takes LiveKit's own requests to dial out.
+    """
     api = FastAPI(
         title="sipbridge",
         version=__version__,
@@ -65,7 +74,11 @@ def create_api(calls: CallRegistry, tokens: Collection[str], closing: asyncio.Ev
         redirect_slashes=False,
         responses=_PROBLEMS,
     )
-    routers = (_make_health_routes(calls), _make_call_routes(calls, closing))
+    routers = [_make_health_routes(calls), _make_call_routes(calls, closing)]
+    if livekit is not None and livekit.api_secret is not None:
+        from sipbridge.http.livekit import make_livekit_routes
+
+        routers.append(make_livekit_routes(calls, livekit))
     for router in routers:
         api.include_router(router)
     api.include_router(_make_socket_routes(calls))

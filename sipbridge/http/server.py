@@ -10,7 +10,7 @@ import uvicorn
 
 from sipbridge import ports
 from sipbridge.calls import CallRegistry
-from sipbridge.config import HttpConfig
+from sipbridge.config import HttpConfig, LiveKitConfig
 from sipbridge.errors import ConfigError
 from sipbridge.http.api import create_api
 from sipbridge.http.socket import SocketProtocol
@@ -26,8 +26,9 @@ class HttpServer:
     Started last: whoever can connect may count on calls being taken.
     """
 
-    def __init__(self, config: HttpConfig, calls: CallRegistry) -> None:
+    def __init__(self, config: HttpConfig, calls: CallRegistry, livekit: LiveKitConfig | None = None) -> None:
         self._config = config
+        self._livekit = livekit
         self._calls = calls
         host, port = split_host_port(config.listen)
         self._host = host
@@ -57,7 +58,7 @@ class HttpServer:
         self._port = sock.getsockname()[1]
         self._server = _Server(
             uvicorn.Config(
-                create_api(self._calls, tokens, self._closing),
+                create_api(self._calls, tokens, self._closing, self._livekit),
                 http="h11",
                 ws=SocketProtocol,
                 ws_per_message_deflate=False,
