@@ -42,6 +42,7 @@ run: setup ## set up and start the bridge (CONFIG=conf/sipbridge.toml)
 setup: $(MADE)/runtime $(NATIVE_MADE) ## set up alone: system packages, .venv, pjsua2
 
 test: setup $(MADE)/development $(MADE)/test-packages $(MADE)/bench-packages ## set up and run all tests (ARGS='-k jitter -x')
+	@$(BIN)/python -m tests.support.livekit
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(MADE)/development ## style, formatting, types, import contracts
