@@ -39,15 +39,17 @@ from sipbridge.media.tones import Tone
 from sipbridge.routing import Target
 from sipbridge.rtc import registry
 from sipbridge.rtc.base import RtcContext
+from sipbridge.rtc.livekit import connection
 from sipbridge.rtc.registry import make_connection
 from sipbridge.rtc.websocket.audiosocket import format_message
 from sipbridge.rtc.websocket.transport import forget_certificates
 from tests.contract.duplex import DuplexConnection
-from tests.support import agents, audio
+from tests.support import agents, audio, fake_livekit
 from tests.support.certificates import Authority, Certificate
 from tests.support.codecs import Samples
 from tests.support.event_loop import in_event_loop, settle, until
 from tests.support.fake_bank import FakeMedia
+from tests.support.fake_livekit import FakeSession
 from tests.support.fake_rtc import FakeCall, make_context
 from tests.support.ports import free_port
 
@@ -220,6 +222,26 @@ class AudioSocket(VoiceAgent):
         await self.wait()
 
 
+class LiveKit(Backend):
+    """What is a room's and a server's own is in tests/integration/test_livekit.py."""
+
+    target = "livekit:room"
+    bad_targets = ("livekit:",)
+    says_hz = 820.0
+    config = fake_livekit.config()
+
+    async def open(self, media: FakeMedia, context: RtcContext) -> None:
+        FakeSession.begin(media, self.says_hz)
+
+    def heard(self) -> tuple[Samples, int]:
+        (session,) = FakeSession.made
+        return session.heard, session.out[-1].sample_rate_hz
+
+    async def wait_codec(self, media: FakeMedia, call: FakeCall) -> None:
+        call.connection.call_changed("active")
+        await self.wait()
+
+
 @pytest.fixture(params=[*registry.BACKENDS, "duplex"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Every backend of the package, and one that is found by its entry point."""
@@ -231,6 +253,8 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         )
         points = importlib.metadata.EntryPoints([entry])
         monkeypatch.setattr(importlib.metadata, "entry_points", points.select)
+    if request.param == "livekit":
+        monkeypatch.setattr(connection, "Session", FakeSession)
     if request.param == "wss":
         authority = Authority(tmp_path)
         monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
@@ -245,6 +269,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         "agent": VoiceAgent,
         "ws": BareAgent,
         "audiosocket": AudioSocket,
+        "livekit": LiveKit,
     }
     return backends[request.param]()
 

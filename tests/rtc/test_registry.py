@@ -41,6 +41,7 @@ def test_backend_of_a_third_party(monkeypatch: pytest.MonkeyPatch, context: RtcC
         "audiosocket",
         "duplex",
         "echo",
+        "livekit",
         "local",
         "play",
         "silence",
@@ -81,5 +82,5 @@ def test_unknown_scheme(monkeypatch: pytest.MonkeyPatch, context: RtcContext) ->
         registry.make_connection(Target.parse("locl:room"), context)
     assert caught.value.reason.detail == (
         "target locl:room: no channel backend for 'locl': "
-        "expected one of agent, audiosocket, duplex, echo, local, play, silence, tone, ws, wss"
+        "expected one of agent, audiosocket, duplex, echo, livekit, local, play, silence, tone, ws, wss"
     )

@@ -6,10 +6,11 @@
     far side ──► libdatachannel ──► thread "poll" ──► TrackPort ──► clock ──► media loop
              ◄──     (C++)      ◄── thread "remote" ◄── TrackPort ◄── clock ◄── media loop
 
-libdatachannel tells what happens on threads of its own, partly with locks held that calls of ours wait for
-while they hold the interpreter's. So none of what it says often runs Python there: packets and messages are
-asked for by a thread of ours, just before each tick of the clock. The few callbacks that are left only post
-to the event loop, where everything here lives.
+libdatachannel tells what happens on a few threads of its own, partly with locks held that calls of ours
+wait for while they hold the interpreter's; one that waits for the interpreter keeps all others waiting. So no
+Python runs there: packets, messages and states are asked for by a thread of ours, just before each tick of
+the clock. The one callback that there has to be, for a channel of the far side, only posts to the event loop,
+where everything here lives.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ from sipbridge.config import IceServerConfig, WebRtcConfig
 from sipbridge.errors import EndKind, EndReason, RtcError
 from sipbridge.media.remote import OpusOptions, RemotePorts, TrackOptions, TrackPort
 from sipbridge.routing import split_host_port
+from sipbridge.rtc.webrtc.certificate import own_certificate
 from sipbridge.rtc.webrtc.sdp import (
     NATIVE_DIRECTIONS,
     AudioChoice,
@@ -43,7 +45,8 @@ log = logging.getLogger(__name__)
 
 GATHER_S = 3.0  # that servers have to say our address; then we go on without them
 _MESSAGES_A_POLL = 16  # of one channel; the rest waits, and in the end the far side does
-_MOST_WAITING = 256  # messages of ours that a channel has not been able to send
+_MOST_BUFFERED_BYTES = 1 << 20  # of messages that a channel has not been able to send
+_TICKS_A_STATE = 8  # between two looks at a connection that stands
 # Its threads may still be about to tell something when a connection has been closed; were it let go of then,
 # they would wait for the interpreter, and it for them.
 _KEEP_CLOSED_S = 5.0
@@ -110,16 +113,13 @@ class Peer:
         servers = config.ice_servers if ice_servers is None else ice_servers
         with _translated("the connection cannot be made"):
             self._pc = dc.PeerConnection(_configuration(config, servers))
-        self._pc.on_state_change(lambda state: self._post(self._on_state, _STATES[state]))
-        self._pc.on_gathering_state_change(
-            lambda state: (
-                self._post(self._gathered.set) if state == dc.PeerConnection.GatheringState.Complete else None
-            )
-        )
-        self._pc.on_local_candidate(
-            lambda candidate: self._post(self._on_candidate, candidate.candidate(), candidate.mid())
-        )
-        self._pc.on_data_channel(lambda native: self._post(self._on_channel, native))
+        self._pc.on_data_channel(self._on_native_channel)
+        self._asked = 0
+        self._seen_state = PeerState.NEW
+        self._told_candidates: set[str] = set()
+        self._is_described = False
+        self._has_gathered = False
+        self._end_poll = remotes.poll(self._ask)
 
     @property
     def tracks(self) -> Mapping[str, "AudioTrack"]:
@@ -180,6 +180,7 @@ class Peer:
         self._trickles = not gather
         with _translated("no offer can be made"):
             self._pc.set_local_description(dc.Description.Type.Offer)
+        self._is_described = True
         return await self._description(gather)
 
     async def accept(self, answer: str) -> None:
@@ -209,6 +210,7 @@ class Peer:
                 self._choose(media, choose)
             self._pc.set_remote_description(description)
             self._pc.set_local_description(dc.Description.Type.Answer)
+        self._is_described = True
         return await self._description(gather)
 
     def _choose(
@@ -256,16 +258,47 @@ class Peer:
             return
         self._is_closed = True
         self.state = PeerState.CLOSED
+        self._end_poll()
         for track in self._tracks.values():
             track.close()
         for channel in self._channels:
             channel.stop()
-        # its callbacks stay: taking one away waits for it, and it may be waiting for the interpreter
+        # its callback stays: taking it away waits for it, and it may be waiting for the interpreter
         _closed.add(self._pc)
-        self._loop.call_later(_KEEP_CLOSED_S, _closed.discard, self._pc)
-        await asyncio.to_thread(self._pc.close)
+        # a far side that is gone is waited for: no thread of those that others use, none that an exit joins
+        threading.Thread(target=self._close_native, name="webrtc-close", daemon=True).start()
+
+    def _close_native(self) -> None:
+        self._pc.close()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._loop.call_later, _KEEP_CLOSED_S, _closed.discard, self._pc)
 
     # --- from its threads
+
+    def _ask(self) -> None:
+        """Polling thread. A connection that stands is asked less often."""
+        self._asked += 1
+        if self._seen_state is PeerState.CONNECTED and self._has_gathered and self._asked % _TICKS_A_STATE:
+            return
+        state = _STATES[self._pc.state()]
+        if state is not self._seen_state:
+            self._seen_state = state
+            self._post(self._on_state, state)
+        if self._is_described and not self._has_gathered:
+            # in this order, or the last ones might be missed
+            has_gathered = self._pc.gathering_state() == dc.PeerConnection.GatheringState.Complete
+            if self._trickles:
+                self._ask_candidates()
+            if has_gathered:
+                self._has_gathered = True
+                self._post(self._gathered.set)
+
+    def _ask_candidates(self) -> None:
+        description = self._pc.local_description()
+        for line in str(description).splitlines():
+            if line.startswith("a=candidate:") and line not in self._told_candidates:
+                self._told_candidates.add(line)
+                self._post(self._on_candidate, line.removeprefix("a="), description.bundle_mid())
 
     def _post(self, told: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -287,8 +320,11 @@ class Peer:
         if address is not None and (public := public_candidate(candidate, address)):
             self._listener.peer_candidate(public, mid)
 
-    def _on_channel(self, native: "dc.DataChannel") -> None:
-        channel = Channel(native, self._remotes, self._post)
+    def _on_native_channel(self, native: "dc.DataChannel") -> None:
+        """Its thread: afterwards it would not be safe to say who is to be told of the channel."""
+        self._post(self._on_channel, Channel(native, self._remotes, self._post))
+
+    def _on_channel(self, channel: "Channel") -> None:
         self._channels.append(channel)
         self._listener.peer_channel(channel)
 
@@ -312,6 +348,7 @@ class AudioTrack:
         self._config = config
         self._native: Any = None
         self._end_poll: Callable[[], None] | None = None
+        self._end_watch: Callable[[], None] | None = None
         self._sending = threading.Lock()  # a connection must not be closed while something is sent
 
     @property
@@ -326,7 +363,18 @@ class AudioTrack:
         """It is sent and received by this one."""
         self._native = native
         native.reset_callbacks()  # one that only sends would throw away its reports
-        native.on_open(lambda: self._post(self.opened.set))
+
+        def watch() -> None:  # polling thread
+            if native.is_open():
+                self._post(self._on_open)
+
+        self._end_watch = self._remotes.poll(watch)
+
+    def _on_open(self) -> None:
+        if self._end_watch is not None:
+            self._end_watch()
+            self._end_watch = None
+            self.opened.set()
 
     def turn(self, choice: AudioChoice) -> None:
         """Another direction, in a later description."""
@@ -338,11 +386,17 @@ class AudioTrack:
         self._native.set_description(media)
 
     def open(self, rate_hz: int, *, opus: OpusOptions | None = None) -> TrackPort:
-        """Makes its port, once codecs are agreed on. RtcError where none of ours is."""
-        if self.port is not None:
+        """Makes its port, once codecs are agreed on. RtcError where none of ours is.
+
+        Again with another rate: the new port takes the place of the one before, which is then the caller's
+        to close.
+        """
+        if self.port is not None and self.port.sample_rate_hz == rate_hz:
             return self.port
         if not self.codecs:
             raise RtcError(EndReason(EndKind.CHANNEL_FAILED, "no audio codec was agreed on"))
+        if self._end_poll is not None:
+            self._end_poll()
         settings = self._config.opus
         codec = self.send_codec
         options = TrackOptions(
@@ -356,6 +410,8 @@ class AudioTrack:
             nack=codec is not None and "nack" in codec.feedback,
             opus=opus or OpusOptions(**settings.model_dump()),
         )
+        if self._native.is_open():  # closed before, and now open again
+            self.opened.set()
         port = self.port = self._remotes.open_track(options, self._send)
         receive, received = self._native.receive, port.received
         while receive() is not None:
@@ -379,6 +435,9 @@ class AudioTrack:
         """Frees its port. After that has been detached from the media loop."""
         with self._sending:
             self.opened.clear()
+        if self._end_watch is not None:
+            self._end_watch()
+            self._end_watch = None
         if self._end_poll is not None:
             self._end_poll()
             self._end_poll = None
@@ -397,21 +456,15 @@ class Channel:
         self.on_closed: Callable[[], None] | None = None
         self._native = native
         self._post = post
-        self._waiting = 0
+        self._was_open = self._was_closed = False
         self._end_poll = remotes.poll(self._ask)
-        native.on_open(lambda: post(self.opened.set))
-        native.on_closed(lambda: post(self._on_closed))
-        native.on_buffered_amount_low(lambda: post(self._on_sent))
-        if native.is_open():
-            self.opened.set()
 
     def send(self, message: str | bytes) -> bool:
         """False where it is not open, or the far side takes nothing."""
-        if not self.opened.is_set() or self._waiting >= _MOST_WAITING:
+        if not self.opened.is_set() or self._native.buffered_amount() > _MOST_BUFFERED_BYTES:
             return False
         try:
-            if not self._native.send(message):
-                self._waiting += 1
+            self._native.send(message)
         except (RuntimeError, ValueError) as error:
             log.debug("a message could not be sent: %s", error)
             return False
@@ -419,18 +472,27 @@ class Channel:
 
     def _ask(self) -> None:
         """Polling thread."""
+        if self._was_closed:
+            return
+        if not self._was_open:
+            if not self._native.is_open():
+                return
+            self._was_open = True
+            self._post(self.opened.set)
         for _ in range(_MESSAGES_A_POLL):
             message = self._native.receive()
             if message is None:
-                return
+                break
             self._post(self._on_message, message)
+        else:
+            return
+        if self._native.is_closed():
+            self._was_closed = True
+            self._post(self._on_closed)
 
     def _on_message(self, message: str | bytes) -> None:
         if self.on_message is not None:
             self.on_message(message)
-
-    def _on_sent(self) -> None:
-        self._waiting = 0
 
     def _on_closed(self) -> None:
         if self.opened.is_set():
@@ -456,6 +518,8 @@ def _configuration(config: WebRtcConfig, servers: Sequence[IceServerConfig]) -> 
     made.port_range_begin, made.port_range_end = config.ports
     if config.bind_address is not None:
         made.bind_address = config.bind_address
+    # made beforehand: one of its own would have to be waited for with the interpreter's lock held
+    made.certificate_pem_file, made.key_pem_file = own_certificate()
     made.ice_servers = [_ice_server(server) for server in servers]
     return made
 
