@@ -465,6 +465,8 @@ class PbxConfig(_Table):
         if not self.allowed_addresses and self.auth is None:
             raise _error("nobody is let in: it needs allowed_addresses", "allowed_addresses")
         return self
+
+
 class LiveKitOptions(_Table):
     """What a call is in a LiveKit room: ``[livekit]`` for all, ``[rule.livekit]`` for those of a rule."""
 

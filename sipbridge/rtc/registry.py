@@ -18,6 +18,7 @@ BACKENDS = {
     "tone": "sipbridge.rtc.testing:ToneConnection",
     "silence": "sipbridge.rtc.testing:SilenceConnection",
     "play": "sipbridge.rtc.testing:PlayConnection",
+    "livekit": "sipbridge.rtc.livekit.connection:LiveKitConnection",
     "agent": "sipbridge.rtc.websocket.connection:WebSocketConnection",
     "ws": "sipbridge.rtc.websocket.connection:WebSocketConnection",
     "wss": "sipbridge.rtc.websocket.connection:WebSocketConnection",

@@ -93,7 +93,8 @@ def program() -> Path:
 class LiveKitServer:
     """A server that can be killed and started again at the same ports."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **rtc: Any) -> None:
+        """`rtc` is what its configuration shall say otherwise."""
         self.port = free_port()
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
@@ -108,6 +109,7 @@ class LiveKitServer:
                 "node_ip": "127.0.0.1",
                 "enable_loopback_candidate": True,
                 "stun_servers": [f"127.0.0.1:{free_port()}"],
+                **rtc,
             },
             "logging": {"level": "debug"},
         }

@@ -159,13 +159,11 @@ class Somebody:
     async def data(self, data: str, topic: str) -> None:
         await self.room.local_participant.publish_data(data, topic=topic)
 
-    async def transcribe(self, text: str, who: str) -> None:
-        segment = rtc.TranscriptionSegment(
-            id="1", text=text, start_time=0, end_time=0, final=True, language="en"
-        )
-        await self.room.local_participant.publish_transcription(
-            rtc.Transcription(participant_identity=who, track_sid="", segments=[segment])
-        )
+    async def transcribe(self, text: str, is_final: bool) -> None:
+        """As LiveKit's agents tell what they have understood."""
+        attributes = {"lk.transcription_final": str(is_final).lower()}
+        participant = self.room.local_participant
+        await participant.send_text(text, topic="lk.transcription", attributes=attributes)
 
     async def call(self, to: str, method: str, payload: str) -> dict[str, Any]:
         try:

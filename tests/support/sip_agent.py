@@ -376,9 +376,11 @@ class SipAgent:
         dialog.ack(describe(rtp) if sdp == "" else "")
         return dialog
 
-    def accept(self, invite: Message, rtp: RtpPeer, *, status: int = 200, sdp: str | None = None) -> "Dialog":
-        """Answer an INVITE and wait for the ACK."""
-        tag = f"t{next(_tags):x}"
+    def accept(
+        self, invite: Message, rtp: RtpPeer, *, status: int = 200, sdp: str | None = None, tag: str = ""
+    ) -> "Dialog":
+        """Answer an INVITE and wait for the ACK; `tag` is that of an answer before."""
+        tag = tag or f"t{next(_tags):x}"
         if invite.body:
             rtp.remote = (invite.sdp.address, invite.sdp.port)
         self.respond(invite, status, "OK", tag=tag, body=describe(rtp) if sdp is None else sdp)
