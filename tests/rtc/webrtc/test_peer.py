@@ -109,7 +109,7 @@ async def speak(codec: str, rate_hz: int, engine: Engine) -> None:
         samples = await hear(engine, track, 1.0)
         assert abs(audio.find_tone(samples, rate_hz) - tone_hz) < 5
         assert track.port is not None
-        stats = track.port.stats()
+        stats = track.port.track_stats()
         assert stats.received > 40
         assert stats.malformed == stats.ignored == stats.overflow == 0
         assert stats.silent_ms < 500
