@@ -436,7 +436,7 @@ def dial(
     ],
     target: Annotated[
         str,
-        typer.Option(help="What the callee meets: local:ROOM, echo:, tone:HZ, play:FILE.wav. Else silence."),
+        typer.Option(help="What the callee meets: local:ROOM, livekit:ROOM, echo:, tone:HZ. Else silence."),
     ] = "",
     trunk: Annotated[str, typer.Option(metavar="NAME", help="The [[trunk]] to go out by.")] = "",
     from_: Annotated[
