@@ -174,7 +174,9 @@ def test_all_who_speak_are_mixed(bridge: Server, join: Any, call: MakeCall, room
     whole = party.rtp.heard(start)
     for hz in (500, 900):
         levels = audio.tone_levels_dbfs(whole, 8000, hz)[1:-1]
-        assert levels.max() - levels.min() < 3
+        # where a third comes the queues may make up some 10 ms once
+        assert sorted(levels)[1] > levels.max() - 3
+        assert levels.min() > levels.max() - 9
     assert audio.tone_level_dbfs(whole, 8000, PHONE_HZ) < -50
     heard = other.rtp.listen(0.5)
     assert audio.tone_level_dbfs(heard, 8000, 500) > -25
