@@ -6,12 +6,14 @@ bench/results/ as JSON and as a page of plots.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
 import resource
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,9 @@ def run_once(scenario: Scenario, options: argparse.Namespace, restart: int = 0) 
         if scenario.has_pesq:
             seconds = 45.0 if options.seconds is None else max(options.seconds, PESQ_S)
             load = dataclasses.replace(load, record=Path(folder), seconds=seconds)
-        result = measure.run(load, options.target, options.pid)
+        with _livekit(scenario, Path(folder)) as settings:
+            load = dataclasses.replace(load, settings=settings)
+            result = measure.run(load, options.target, options.pid)
         if scenario.has_pesq:
             result["pesq"] = _pesq(load, Path(folder), result["speech_raw"])
     for pair in result.get("speech_raw", []):  # of use for the above alone, and long
@@ -61,8 +65,34 @@ def run_once(scenario: Scenario, options: argparse.Namespace, restart: int = 0) 
     return {"scenario": str(scenario), "load": _as_json(load), **result}
 
 
+@contextlib.contextmanager
+def _livekit(scenario: Scenario, folder: Path) -> Iterator[str]:
+    """A LiveKit server, where the scenario has one, and what the bridge is told of it."""
+    if not scenario.livekit_codec:
+        yield ""
+        return
+    from tests.support.livekit import API_KEY, API_SECRET, LiveKitServer
+
+    with LiveKitServer(folder, logging={"level": "error"}) as server:
+        yield f"""
+[webrtc]
+bind_address = "127.0.0.1"
+
+[livekit]
+url = "{server.url}"
+api_key = "{API_KEY}"
+api_secret = "{API_SECRET}"
+codec = "{scenario.livekit_codec}"
+
+[[rule]]
+name = "livekit"
+to = "bench*"
+target = "livekit:{{callee}}"
+"""
+
+
 def _as_json(load: Load) -> dict[str, Any]:
-    paths = ("record", "speech_file")
+    paths = ("record", "speech_file", "settings")
     return {name: value for name, value in dataclasses.asdict(load).items() if name not in paths}
 
 

@@ -14,6 +14,8 @@ SCENARIOS = {
     "room:N": "two calls a room, bursts from one to the other",
     "echo:N": "calls that hear themselves: the round trip",
     "agent:N": "calls that hear themselves by way of an agent behind a WebSocket",
+    "livekit:N": "two calls a room of a LiveKit server on this machine: through the bridge twice, PCMU",
+    "livekit-opus:N": "the same with Opus in the room",
     "starting:N": "as room:N, while others begin 40 calls a second: do they disturb?",
     "mixed[:N]": "rooms of 11 (5 G.711, 5 G.722, 1 Opus; N=110), speech, ±100 ppm, 20 ms jitter",
     "speech:N": f"two calls a room, speech for {SPEECH_S:g} s, delay by correlation all the time",
@@ -41,6 +43,7 @@ class Scenario:
     name: str  # as it was asked for
     load: Load
     has_pesq: bool = False
+    livekit_codec: str = ""  # in a room of LiveKit's, where that is where callers meet
 
     @classmethod
     def parse(cls, text: str) -> "Scenario":
@@ -54,7 +57,8 @@ class Scenario:
             raise argparse.ArgumentTypeError(f"{text!r} is none of {names}") from None
         if load.calls < 1 or (load.mode not in ("echo", "agent") and load.calls % load.room_size):
             raise argparse.ArgumentTypeError(f"{text!r}: the calls have to fill rooms of {load.room_size}")
-        return cls(text, load, has_pesq=kind == "loss")
+        livekit_codec = {"livekit": "pcmu", "livekit-opus": "opus"}.get(kind, "")
+        return cls(text, load, has_pesq=kind == "loss", livekit_codec=livekit_codec)
 
     def __str__(self) -> str:
         return self.name
@@ -64,6 +68,8 @@ def _load_of(kind: str, values: list[float]) -> Load:
     match kind, values:
         case (("room" | "echo" | "agent" | "wire"), [calls]):
             return Load(mode=kind, calls=int(calls))
+        case (("livekit" | "livekit-opus"), [calls]):
+            return Load(calls=int(calls), rate=10.0)
         case "starting", [calls]:
             return Load(calls=int(calls), others_rate=40.0)
         case "mixed", [*calls] if len(calls) <= 1:

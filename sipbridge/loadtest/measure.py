@@ -50,6 +50,7 @@ class Load:
     speech_file: Path | None = None  # None: espeak-ng's, or one of ours
     record: Path | None = None  # a folder for what is heard
     rtp_port: int = 12_000  # the first of the callers'
+    settings: str = ""  # of the bridge's, where they are others than usual
 
     def arguments(self) -> list[str]:
         """For the generator; without `--uri` and `--source`."""
@@ -95,7 +96,7 @@ def run(load: Load, target: str | None = None, pid: int | None = None) -> dict[s
             usage["idle"] = Usage.of(pid)
         raw = _generate(load, ["--uri", target], _moments(pid, usage))
         return summarize(load, raw, usage)
-    with serve() as server:
+    with serve(load.settings) as server:
         if load.mode != "agent":
             return summarize(load, *_run_on(server, load))
         with agent.answering(server.agent_port) as echo:

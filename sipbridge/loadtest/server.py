@@ -41,6 +41,7 @@ url = "ws://127.0.0.1:{agent_port}"
 sample_rate_hz = 8000
 parameters = {{ caller = "{{caller}}" }}
 
+{more}
 [[rule]]
 name = "echo"
 to = "echo*"
@@ -115,14 +116,15 @@ def _free_port(kind: socket.SocketKind) -> int:
 
 
 @contextlib.contextmanager
-def serve() -> Iterator[Server]:
-    """A server that is ready, until the end of the block."""
+def serve(more: str = "") -> Iterator[Server]:
+    """A server that is ready, until the end of the block; `more` is for its configuration, rules too."""
     sip_port = _free_port(socket.SOCK_DGRAM)
     http_port, agent_port = (_free_port(socket.SOCK_STREAM) for _ in range(2))
     with tempfile.TemporaryDirectory(prefix="sipbridge-load-") as name:
         directory = Path(name)
         config = directory / "sipbridge.toml"
-        config.write_text(_SETTINGS.format(sip_port=sip_port, http_port=http_port, agent_port=agent_port))
+        settings = _SETTINGS.format(sip_port=sip_port, http_port=http_port, agent_port=agent_port, more=more)
+        config.write_text(settings)
         log = directory / "log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SIPBRIDGE_")}
         with log.open("wb") as out:

@@ -93,8 +93,8 @@ def program() -> Path:
 class LiveKitServer:
     """A server that can be killed and started again at the same ports."""
 
-    def __init__(self, directory: Path, **rtc: Any) -> None:
-        """`rtc` is what its configuration shall say otherwise."""
+    def __init__(self, directory: Path, *, logging: dict[str, Any] | None = None, **rtc: Any) -> None:
+        """`rtc` and `logging` are what its configuration shall say otherwise."""
         self.port = free_port()
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ class LiveKitServer:
                 "stun_servers": [f"127.0.0.1:{free_port()}"],
                 **rtc,
             },
-            "logging": {"level": "debug"},
+            "logging": logging or {"level": "debug"},
         }
         self._config = directory / "livekit.yaml"
         self._config.write_text(json.dumps(config))  # which is YAML
