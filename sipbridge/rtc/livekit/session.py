@@ -160,7 +160,6 @@ class Session:
         self._is_muted = False
         self._heard: dict[str, AudioTrack] = {}  # by mid
         self._reliable: Channel
-        self._lossy: Channel
         self._waiting: list[bytes] = []
         self._messages: asyncio.Queue[SignalResponse] = asyncio.Queue()
         self._connected = asyncio.Event()  # media too; or ended
@@ -206,7 +205,6 @@ class Session:
             self._peers.append(peer)
         self._publisher, self._subscriber = self._peers
         self._reliable = self._publisher.open_channel(_RELIABLE)
-        self._lossy = self._publisher.open_channel(_LOSSY, ordered=False, max_retransmits=0)
         self._spawn(self._say_what_waits())
 
     async def _say_what_waits(self) -> None:
@@ -404,6 +402,8 @@ class Session:
     def peer_channel(self, channel: Channel) -> None:
         if channel.label in (_RELIABLE, _LOSSY):
             channel.on_message = self._heard_packet
+        else:
+            channel.stop()
 
     def _heard_packet(self, message: str | bytes) -> None:
         if isinstance(message, bytes) and not self._closed:

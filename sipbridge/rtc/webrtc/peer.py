@@ -47,6 +47,7 @@ GATHER_S = 3.0  # that servers have to say our address; then we go on without th
 _MESSAGES_A_POLL = 16  # of one channel; the rest waits, and in the end the far side does
 _MOST_BUFFERED_BYTES = 1 << 20  # of messages that a channel has not been able to send
 _TICKS_A_STATE = 8  # between two looks at a connection that stands
+_TICKS_A_MESSAGE = 4  # between two looks at a channel
 # Its threads may still be about to tell something when a connection has been closed; were it let go of then,
 # they would wait for the interpreter, and it for them.
 _KEEP_CLOSED_S = 5.0
@@ -276,9 +277,10 @@ class Peer:
     # --- from its threads
 
     def _ask(self) -> None:
-        """Polling thread. A connection that stands is asked less often."""
+        """Polling thread. A connection that stands is asked less often, and for candidates no more."""
         self._asked += 1
-        if self._seen_state is PeerState.CONNECTED and self._has_gathered and self._asked % _TICKS_A_STATE:
+        is_settled = self._seen_state is PeerState.CONNECTED
+        if is_settled and self._asked % _TICKS_A_STATE:
             return
         state = _STATES[self._pc.state()]
         if state is not self._seen_state:
@@ -286,7 +288,8 @@ class Peer:
             self._post(self._on_state, state)
         if self._is_described and not self._has_gathered:
             # in this order, or the last ones might be missed
-            has_gathered = self._pc.gathering_state() == dc.PeerConnection.GatheringState.Complete
+            complete = dc.PeerConnection.GatheringState.Complete
+            has_gathered = is_settled or self._pc.gathering_state() == complete
             if self._trickles:
                 self._ask_candidates()
             if has_gathered:
@@ -417,7 +420,13 @@ class AudioTrack:
         while receive() is not None:
             pass  # what came when nobody listened is old
 
+        is_heard, asked = self.direction.receives, 0
+
         def ask() -> None:
+            nonlocal asked
+            asked += 1
+            if not is_heard and asked % _TICKS_A_STATE:
+                return  # reports can wait
             while (packet := receive()) is not None:
                 received(packet)
 
@@ -457,6 +466,7 @@ class Channel:
         self._native = native
         self._post = post
         self._was_open = self._was_closed = False
+        self._asked = random.randrange(_TICKS_A_MESSAGE)  # so that not all are asked at once
         self._end_poll = remotes.poll(self._ask)
 
     def send(self, message: str | bytes) -> bool:
@@ -472,7 +482,8 @@ class Channel:
 
     def _ask(self) -> None:
         """Polling thread."""
-        if self._was_closed:
+        self._asked += 1
+        if self._was_closed or self._asked % _TICKS_A_MESSAGE:
             return
         if not self._was_open:
             if not self._native.is_open():
