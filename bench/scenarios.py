@@ -69,7 +69,8 @@ def _load_of(kind: str, values: list[float]) -> Load:
         case (("room" | "echo" | "agent" | "wire"), [calls]):
             return Load(mode=kind, calls=int(calls))
         case (("livekit" | "livekit-opus"), [calls]):
-            return Load(calls=int(calls), rate=10.0)
+            # the server tells of who comes in batches, seconds apart
+            return Load(calls=int(calls), rate=10.0, settle_s=6.0)
         case "starting", [calls]:
             return Load(calls=int(calls), others_rate=40.0)
         case "mixed", [*calls] if len(calls) <= 1:
