@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import picows
 
@@ -374,8 +374,8 @@ class _AcceptedStream(_Stream):
         super().__init__(None)
         self._accept = accept
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, made: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, made)  # uvloop's are of no such class
         limit_sending(transport)
         self.incoming = accepted = self._accept(transport.get_extra_info("peername")[0], "")
         if accepted is None:
