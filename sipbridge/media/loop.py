@@ -85,6 +85,7 @@ class Bank(Protocol):
     def takeFrames(self, heads: NDArray[np.int32], matrix: Samples) -> int: ...  # noqa: N802
     def wantedFrames(self, heads: NDArray[np.int32]) -> int: ...  # noqa: N802
     def giveFrames(self, heads: NDArray[np.int32], matrix: Samples) -> None: ...  # noqa: N802
+    def levels(self, ids: NDArray[np.int32], peaks: NDArray[np.int32]) -> None: ...
     def mark(self, port_id: int, mark_id: int) -> None: ...
     def takeMarks(self) -> Sequence[ReachedMark]: ...  # noqa: N802
 
@@ -333,6 +334,12 @@ class MediaLoop:
         With True where it was cleared instead, or the leg is gone. On the media thread.
         """
         self._new_marks.append((port_id, reached))
+
+    def levels(self, port_ids: Sequence[int]) -> list[int]:
+        """How loud each was at most since this was asked last, as a sample; 0 for one that is gone."""
+        ids, peaks = np.array(port_ids, np.int32), np.zeros(len(port_ids), np.int32)
+        self._bank.levels(ids, peaks)
+        return [int(peak) for peak in peaks]
 
     def rooms(self) -> dict[str, int]:
         """The rate of each room in Hz."""

@@ -27,6 +27,8 @@ class Member:
     room: str
     identity: str  # of a call its id, else a name that need not be the only one
     listener: RoomListener
+    port_id: int = 0  # its leg in the media loop
+    label: str = ""  # for people: of a call the number at its other end
 
 
 class LocalRooms:
@@ -42,9 +44,14 @@ class LocalRooms:
     def others(self, member: Member) -> list[Member]:
         return [other for other in self._members.get(member.room, []) if other is not member]
 
-    def enter(self, room: str, identity: str, listener: RoomListener) -> Member:
+    def present(self, room: str) -> list[Member]:
+        return list(self._members.get(room, []))
+
+    def enter(
+        self, room: str, identity: str, listener: RoomListener, port_id: int = 0, label: str = ""
+    ) -> Member:
         """Somebody is in the room from now on; it and all others are told of each other."""
-        member = Member(room, identity, listener)
+        member = Member(room, identity, listener, port_id, label or identity)
         self._members.setdefault(room, []).append(member)
         for other in self.others(member):
             other.listener.participant_joined(identity)
@@ -87,7 +94,8 @@ class LocalConnection(RtcConnection):
         media, rooms = self.context.media, self.context.rooms
         room, self._port_id = self.target.address, playback.port_id
         media.attach(self._port_id, Room(room))
-        self._member = rooms.enter(room, join.call_id, listener)
+        label = join.caller if join.direction == "inbound" else join.callee
+        self._member = rooms.enter(room, join.call_id, listener, self._port_id, label)
         if not rooms.others(self._member):
             media.overlay(self._port_id, tones.hint)
 

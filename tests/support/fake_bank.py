@@ -31,6 +31,7 @@ class FakePort:
         self.rate_hz = rate_hz
         self.clears = 0
         self.gain = 0.0  # of whole frames
+        self.level = 0
         self.delivery: list[Samples] = []
         self._voice: SampleSource = Clip(np.zeros(0, np.int16))
         self._heard: list[Samples] = []
@@ -271,6 +272,10 @@ class FakeBank:
                 heads[count] = port_id, rate_hz * self.tick_ms * FRAME_TICKS // 1000
                 count += 1
         return count
+
+    def levels(self, ids: NDArray[np.int32], peaks: NDArray[np.int32]) -> None:
+        for i, port_id in enumerate(ids.tolist()):
+            peaks[i] = self.ports[port_id].level if port_id in self.ports else 0
 
     def mark(self, port_id: int, mark_id: int) -> None:
         self.marks.append(FakeMark(mark_id, port_id not in self.ports))

@@ -115,7 +115,7 @@ class ProgramMember:
 
         self._port = port = self._context.remotes.open_samples(rate_hz, take)
         self._context.media.attach(port.port_id, Room(self.room))
-        self._member = self._context.rooms.enter(self.room, self.identity, self)
+        self._member = self._context.rooms.enter(self.room, self.identity, self, port.port_id)
         self.notes.info("a program has joined the room")
 
     async def _leave(self) -> None:

@@ -54,6 +54,7 @@
 }
 %typemap(freearg) (int32_t* rates_hz, size_t rate_count) { if (view$argnum.obj) PyBuffer_Release(&view$argnum); }
 %apply (int32_t* rates_hz, size_t rate_count) { (int32_t* heads, size_t head_values) };
+%apply (int32_t* rates_hz, size_t rate_count) { (int32_t* peaks, size_t peak_count) };
 
 // (port_id, bytes) each.
 %typemap(out) std::vector<Heard> {

@@ -173,6 +173,14 @@ std::vector<PortMark> PortBank::takeMarks() {
   return reached;
 }
 
+void PortBank::levels(const int32_t* ids, size_t id_count, int32_t* peaks, size_t peak_count) {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  for (size_t i = 0; i < std::min(id_count, peak_count); ++i) {
+    const auto port = find(ids[i]);
+    peaks[i] = port ? port->takeLevel() : 0;
+  }
+}
+
 unsigned PortBank::size() {
   std::lock_guard<std::mutex> lock(state_->mutex);
   return unsigned(state_->ports.size());

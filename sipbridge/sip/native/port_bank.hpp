@@ -44,6 +44,8 @@ class PortBank {
   // takeMarks() reports it once all that was written to the port before it has been sent, or cleared.
   void mark(int id, unsigned long long mark);
   std::vector<PortMark> takeMarks();
+  // How loud what came from each port was at most since this was asked last, 0 for one that is gone. Any thread.
+  void levels(const int32_t* ids, size_t id_count, int32_t* peaks, size_t peak_count);
   // Ports that exist; from any thread.
   unsigned size();
 

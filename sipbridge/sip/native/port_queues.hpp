@@ -7,6 +7,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "jitter_queue.hpp"
@@ -88,6 +89,7 @@ class PortQueues {
     ++captured_frames_;
     bridged_ = 0;
     capture_peak_ = std::max(capture_peak_, peak);
+    level_ = std::max(level_, peak);
     return count;
   }
 
@@ -241,6 +243,12 @@ class PortQueues {
     settleMarks(false);
   }
 
+  // The largest |sample| that has come since it was asked last, apart from those of stats().
+  int takeLevel() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return std::exchange(level_, 0);
+  }
+
   std::vector<PortMark> takeMarks() {
     std::lock_guard<std::mutex> lock(mutex_);
     std::vector<PortMark> reached;
@@ -336,6 +344,6 @@ class PortQueues {
   size_t bridged_ = 0;  // samples made up on read() since the last packet that came
   unsigned long long captured_frames_ = 0, concealed_frames_ = 0, dropped_frames_ = 0, sent_frames_ = 0;
   double capture_wait_ms_ = 0, playback_wait_ms_ = 0;
-  int capture_peak_ = 0, playback_peak_ = 0;
+  int capture_peak_ = 0, playback_peak_ = 0, level_ = 0;
 };
 #endif

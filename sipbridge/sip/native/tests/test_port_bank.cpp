@@ -166,6 +166,22 @@ void removedPortIsSilent() {
   CHECK(media.bank.add(makePort()) != id);
 }
 
+void levelsAreTheLoudestSinceTheLastLook() {
+  PortBank bank(kTickMs, 200);
+  const auto port = makePort();
+  const int id = bank.add(port);
+  receive(*port, 100);
+  receive(*port, -3000);
+  receive(*port, 200);
+  const std::vector<int32_t> ids = {id, id + 1};
+  std::vector<int32_t> peaks(2, -1);
+  bank.levels(ids.data(), 2, peaks.data(), 2);
+  CHECK((peaks == std::vector<int32_t>{3000, 0}));
+  bank.levels(ids.data(), 2, peaks.data(), 2);
+  CHECK((peaks == std::vector<int32_t>{0, 0}));
+  CHECK(port->stats().capture_peak == 3000);
+}
+
 void portOutlivesTheBank() {
   auto media = std::make_unique<Media>();
   PortBank bank = media->bank;
@@ -332,6 +348,7 @@ void portsComeAndGoWhileOthersAreRead() {
 }  // namespace
 
 int main() {
+  levelsAreTheLoudestSinceTheLastLook();
   rowsAreThePortsInOrder();
   unknownIdsAreSilentRows();
   negativeIdsAreOnlyRead();
