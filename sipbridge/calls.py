@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sipbridge.bridge import Bridge
 from sipbridge.config import Config
@@ -19,6 +19,7 @@ from sipbridge.keys import parse_digits
 from sipbridge.leg import Leg, LegState, LegStats
 from sipbridge.log import get_logger, log_event
 from sipbridge.media.loop import MediaLoop
+from sipbridge.media.quality import level_dbfs
 from sipbridge.media.remote import RemotePorts
 from sipbridge.media.tones import Clip, dtmf_samples
 from sipbridge.media.wav import WavRecorder, WavSource, open_wav
@@ -29,7 +30,9 @@ from sipbridge.rtc.registry import make_connection
 from sipbridge.rtc.websocket.member import ProgramMember
 from sipbridge.rtc.websocket.pbx import PbxServer, StreamLeg
 from sipbridge.sip import CallLeg, SipEndpoint
-from sipbridge.sip.media_port import level_dbfs
+
+if TYPE_CHECKING:
+    from sipbridge.rtc.webrtc.rooms import Browsers
 
 KEEP_ENDED_S = 60.0  # an ended call can be asked about for so long
 _EVENT_BACKLOG = 1000  # of one slow subscriber; then the oldest are dropped
@@ -83,7 +86,7 @@ class RoomView:
 
     name: str
     rate_hz: int
-    members: tuple[str, ...]  # the ids of calls, and the names of programs
+    members: tuple[str, ...]  # the ids of calls, and the names of programs and browsers
 
 
 class CallRegistry:
@@ -100,6 +103,7 @@ class CallRegistry:
         self._bridges: dict[str, Bridge] = {}
         self._ended: dict[str, CallView] = {}
         self._subscribers: set[asyncio.Queue[CallEvent]] = set()
+        self._browsers: Browsers | None = None  # from the first one on
         self._idle = asyncio.Event()
         self._idle.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -274,6 +278,26 @@ class CallRegistry:
         """A program that is to join a room. ValueError, LookupError, ImportError: it cannot."""
         return ProgramMember(self._context, room, name=name, protocol=protocol, rate_hz=rate_hz)
 
+    async def join_browser(self, room: str, name: str, offer: str) -> tuple[str, str]:
+        """Lets a browser into a room by its SDP; returns its id and the answer.
+
+        ValueError, CallError, RtcError: it cannot.
+        """
+        if self.draining:
+            raise CallError(EndReason(EndKind.SHUTDOWN, "the server is going down"))
+        if self._browsers is None:
+            # the library behind it is loaded by the first browser
+            from sipbridge.rtc.webrtc.rooms import Browsers
+
+            self._browsers = Browsers(self._context)
+        return await self._browsers.join(room, name, offer)
+
+    async def leave_browser(self, room: str, browser_id: str) -> None:
+        """Ends one. LookupError when it is not in the room."""
+        if self._browsers is None:
+            raise LookupError(f"there is no {browser_id!r} in the room {room!r}")
+        await self._browsers.leave(room, browser_id)
+
     async def health(self) -> dict[str, int | float | bool]:
         """Counts of what exists; all of them are back to their start when no call is left."""
         return {
@@ -308,6 +332,8 @@ class CallRegistry:
 
     async def end_all(self) -> None:
         """Hangs up whoever is left."""
+        if self._browsers is not None:
+            await self._browsers.close()
         bridges = list(self._bridges.values())
         for bridge in bridges:
             bridge.hangup(EndReason(EndKind.SHUTDOWN, "the server stops"))

@@ -37,6 +37,7 @@ from sipbridge.config import (
 )
 from sipbridge.errors import CallError, ConfigError, ConfigFileError, EndKind, SipbridgeError
 from sipbridge.http import schema
+from sipbridge.http.links import RoomLinks, room_url
 from sipbridge.log import LogWriter
 from sipbridge.routing import join_host_port, match_rule, match_trunk, split_host_port
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # loading it loads the SIP engine, which most commands have n
 
 POLL_S = 0.25  # how often a dial looks at its call
 SETUP_POLL_S = 0.05  # until the answer: some let it ring for the blink of an eye
+_FIRST_LINK_S = 12 * 3600  # the link that is shown at the start
 PLAY_TAIL_S = 0.5  # from the end of the played file to the hang-up
 
 cli = typer.Typer(
@@ -183,8 +185,19 @@ def _print_listening(config: Config, listening: Sequence[str], as_json: bool) ->
         transport, _, address = entry.partition(" ")
         about = f"   description: {api_url(address)}/docs" if transport == "http" else ""
         lines.append(f"  {transport:<5} {address}{about}")
-    typer.echo("\n".join([*lines, *_first_call(config, listening)]))
+    typer.echo("\n".join([*lines, *_first_room(config, listening), *_first_call(config, listening)]))
     sys.stdout.flush()
+
+
+def _first_room(config: Config, listening: Sequence[str]) -> Iterator[str]:
+    """A link for a browser to the room in which callers of "demo" meet."""
+    http = [entry.partition(" ")[2] for entry in listening if entry.startswith("http ")]
+    with contextlib.suppress(ConfigError):
+        token = find_token(config)
+        if http and token is not None:
+            room_token, _ = RoomLinks([token]).make("demo", _FIRST_LINK_S)
+            yield f"A browser on this host joins the room demo (for {_FIRST_LINK_S // 3600} hours from now):"
+            yield f"  {room_url(api_url(http[0]), 'demo', room_token)}"
 
 
 def _first_call(config: Config, listening: Sequence[str]) -> Iterator[str]:
@@ -794,6 +807,29 @@ def rooms(api: ApiOption = None, as_json: JsonOption = False) -> None:
             return
         rows = [(room.name, f"{room.rate_hz} Hz", " ".join(room.members)) for room in found]
         typer.echo(_table(("ROOM", "RATE", "CALLS"), rows) if rows else "no rooms")
+
+
+@cli.command()
+def link(
+    room: Annotated[str, typer.Argument(metavar="ROOM", help="As in local:ROOM.")],
+    hours: Annotated[float, typer.Option(min=1 / 60, max=720, help="For how long it is valid.")] = 1.0,
+    api: ApiOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a link by which a browser joins a room of the running server.
+
+    Whoever has it can hear the room and be heard there until it expires, and nothing else.
+
+    \b
+    sipbridge link demo
+    sipbridge link demo --hours 24
+    """
+    with _errors_shown():
+        made = asyncio.run(_ask(api, lambda client: client.link(room, round(hours * 3600))))
+        if as_json:
+            _print_json(made)
+        else:
+            typer.echo(made.url)
 
 
 # ---------------------------------------------------------------- proxy

@@ -126,6 +126,11 @@ class ApiClient:
         answer = await self._ask("GET", "/v1/rooms")
         return self._read(schema.Rooms, answer).rooms
 
+    async def link(self, room: str, ttl_s: int) -> schema.Link:
+        """A link that lets browsers into a room."""
+        path = f"/v1/rooms/{urllib.parse.quote(room, safe='')}/link"
+        return self._read(schema.Link, await self._ask("POST", path, {"ttl_s": ttl_s}))
+
     async def _ask(self, method: str, path: str, body: Any = None, call_id: str = "") -> httpx.Response:
         try:
             answer = await self._http.request(method, path, json=body)

@@ -34,6 +34,8 @@ from sipbridge.errors import (
 )
 from sipbridge.events import CallAnswered, CallEnded, CallEvent
 from sipbridge.http import schema
+from sipbridge.http.browser import make_browser_routes
+from sipbridge.http.links import RoomLinks
 from sipbridge.http.socket import AcceptedSocket
 from sipbridge.http.token import is_token
 
@@ -74,7 +76,12 @@ def create_api(
         redirect_slashes=False,
         responses=_PROBLEMS,
     )
-    routers = [_make_health_routes(calls), _make_call_routes(calls, closing)]
+    links = RoomLinks(tokens)
+    routers = [
+        _make_health_routes(calls),
+        _make_call_routes(calls, closing),
+        make_browser_routes(calls, links),
+    ]
     if livekit is not None and livekit.api_secret is not None:
         from sipbridge.http.livekit import make_livekit_routes
 
@@ -83,7 +90,7 @@ def create_api(
         api.include_router(router)
     api.include_router(_make_socket_routes(calls))
     api.state.routes = [route for router in routers for route in router.routes]
-    api.add_middleware(_Limits, tokens=tuple(tokens))
+    api.add_middleware(_Limits, tokens=tuple(tokens), links=links)
     api.add_exception_handler(StarletteHTTPException, _on_http_error)
     api.add_exception_handler(RequestValidationError, _on_invalid_request)
     api.add_exception_handler(WebSocketRequestValidationError, _on_invalid_socket)
@@ -310,16 +317,18 @@ def _encode_event(event: CallEvent) -> bytes:
 class _Limits:
     """Asks for the token under ``/v1``, then bounds the body; nothing is read before that."""
 
-    def __init__(self, app: ASGIApp, tokens: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, tokens: tuple[str, ...], links: RoomLinks) -> None:
         self._app = app
         self._tokens = tokens
+        self._links = links
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        if scope["path"].startswith("/v1") and not self._may_enter(headers.get(b"authorization", b"")):
+        authorization = headers.get(b"authorization", b"")
+        if scope["path"].startswith("/v1") and not self._may_enter(scope["path"], authorization):
             response = _problem(
                 401, "this needs a valid token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
             )
@@ -343,9 +352,12 @@ class _Limits:
 
         await self._app(scope, replay, send)
 
-    def _may_enter(self, authorization: bytes) -> bool:
+    def _may_enter(self, path: str, authorization: bytes) -> bool:
         scheme, _, token = authorization.partition(b" ")
-        return scheme.lower() == b"bearer" and is_token(token.strip(), self._tokens)
+        token = token.strip()
+        return scheme.lower() == b"bearer" and (
+            is_token(token, self._tokens) or self._links.admits(path, token)
+        )
 
 
 class _TooLargeError(Exception):

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sipbridge import routing
 from sipbridge.errors import EndKind, EndReason, Party
+from sipbridge.http.links import MAX_TTL_S
 
 if TYPE_CHECKING:  # loading it would load the SIP engine, which a client has no use for
     from sipbridge.calls import CallView, DialRequest, RoomView
@@ -155,6 +156,20 @@ class Program(_Body):
     )
 
 
+class LinkWish(_Body):
+    """A link that is wanted."""
+
+    ttl_s: int = Field(default=3600, ge=60, le=MAX_TTL_S, description="Seconds that it is valid.")
+
+
+class Link(_Answer):
+    """A link to a room's page."""
+
+    url: str
+    token: str = Field(description="What stands behind `#`: it lets a browser into this room alone.")
+    expires_at: int = Field(description="Unix time.")
+
+
 class Reason(_Answer):
     """Why a call ended."""
 
@@ -211,7 +226,9 @@ class Room(_Answer):
 
     name: str
     rate_hz: int = Field(description="The sample rate it is mixed at.")
-    members: list[str] = Field(description="The ids of its calls, and the names of its programs.")
+    members: list[str] = Field(
+        description="The ids of its calls, and the names of its programs and browsers."
+    )
 
     @classmethod
     def from_view(cls, view: "RoomView") -> Self:

@@ -15,6 +15,7 @@ R = 93.2 - Id - Ie,eff, all else at the Recommendation's default values:
 from __future__ import annotations
 
 import dataclasses
+import math
 
 _R_BEST = 93.2
 
@@ -52,3 +53,8 @@ def estimate_mos(codec: str, loss_percent: float, delay_ms: float) -> float | No
         return 1.0
     # Just above R = 0 the polynomial of annex B dips below the scale.
     return max(1.0, 1 + 0.035 * rating + rating * (rating - 60) * (100 - rating) * 7e-6)
+
+
+def level_dbfs(peak: int) -> float:
+    """A peak of int16 samples in dB relative to full scale; -100 for silence."""
+    return -100.0 if peak <= 0 else max(-100.0, 20.0 * math.log10(peak / 32768))

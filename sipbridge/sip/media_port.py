@@ -1,14 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The audio port of a call leg, as Python sees it: control, never a frame."""
 
-import math
-
 import pjsua2 as pj
-
-
-def level_dbfs(peak: int) -> float:
-    """A peak of int16 samples in dB relative to full scale; -100 for silence."""
-    return -100.0 if peak <= 0 else max(-100.0, 20.0 * math.log10(peak / 32768))
 
 
 class MediaPort(pj.FramePort):  # type: ignore[misc]  # pjsua2 has no types
