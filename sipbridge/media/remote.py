@@ -57,6 +57,7 @@ class TrackOptions:
     ssrc: int  # ours
     receives: Mapping[int, str] = field(default_factory=dict)  # by payload type; all of them may come
     sends: tuple[int, str] | None = None  # payload type and codec; None: reports alone
+    begins: tuple[int, int] | None = None  # with this number and timestamp; None: as chance has it
     cname: str = ""
     nack: bool = False  # the far side may ask for packets again
     opus: OpusOptions = OpusOptions()
@@ -81,6 +82,8 @@ class TrackStats(Protocol):
     round_trip_ms: float
     silent_ms: float
     payload_type: int
+    next_sequence: int
+    next_timestamp: int
 
 
 class Outbox(Protocol):
@@ -327,3 +330,12 @@ class TrackPort(_RemotePort[NativeTrackPort]):
     def track_stats(self) -> TrackStats:
         """Of its packets."""
         return self._native.trackStats()
+
+    def hush(self) -> tuple[int, int]:
+        """Sends nothing more; where another port of the track has to go on, as number and timestamp.
+
+        SRTP takes no number twice, and the far side no great leap.
+        """
+        self._forget(self.port_id)
+        stats = self.track_stats()
+        return stats.next_sequence, stats.next_timestamp

@@ -435,6 +435,8 @@ class SipEndpoint:
         settings = pj.TrackSettings()
         settings.rate_hz, settings.ssrc = options.rate_hz, options.ssrc
         settings.cname, settings.nack = options.cname, options.nack
+        if options.begins is not None:
+            settings.first_sequence, settings.first_timestamp = options.begins
         for payload_type, codec in options.receives.items():
             settings.receives.append(_track_format(payload_type, codec))
         if options.sends is not None:

@@ -14,11 +14,13 @@ where everything here lives.
 """
 
 import asyncio
+import atexit
 import contextlib
 import enum
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -48,10 +50,18 @@ _MESSAGES_A_POLL = 16  # of one channel; the rest waits, and in the end the far 
 _MOST_BUFFERED_BYTES = 1 << 20  # of messages that a channel has not been able to send
 _TICKS_A_STATE = 8  # between two looks at a connection that stands
 _TICKS_A_MESSAGE = 4  # between two looks at a channel
-# Its threads may still be about to tell something when a connection has been closed; were it let go of then,
-# they would wait for the interpreter, and it for them.
+# Its threads may still be at work when a connection has been closed. Were it or what belongs to it let go of
+# then, they would be waited for with the interpreter's lock held.
 _KEEP_CLOSED_S = 5.0
-_closed: set[Any] = set()
+_closed: set[tuple[Any, ...]] = set()
+
+
+@atexit.register
+def _let_go() -> None:
+    """What is left at the end of the process, for the library would wait for it; goodbyes get out."""
+    if _closed:
+        time.sleep(_KEEP_CLOSED_S / 10)
+        _closed.clear()
 
 
 class PeerState(enum.StrEnum):
@@ -265,14 +275,16 @@ class Peer:
         for channel in self._channels:
             channel.stop()
         # its callback stays: taking it away waits for it, and it may be waiting for the interpreter
-        _closed.add(self._pc)
+        tracks = [track.native for track in self._tracks.values()]
+        kept = self._pc, *tracks, *self._refused.values(), *(channel.native for channel in self._channels)
+        _closed.add(kept)
         # a far side that is gone is waited for: no thread of those that others use, none that an exit joins
-        threading.Thread(target=self._close_native, name="webrtc-close", daemon=True).start()
+        threading.Thread(target=self._close_native, args=[kept], name="webrtc-close", daemon=True).start()
 
-    def _close_native(self) -> None:
+    def _close_native(self, kept: tuple[Any, ...]) -> None:
         self._pc.close()
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._loop.call_later, _KEEP_CLOSED_S, _closed.discard, self._pc)
+            self._loop.call_soon_threadsafe(self._loop.call_later, _KEEP_CLOSED_S, _closed.discard, kept)
 
     # --- from its threads
 
@@ -349,7 +361,7 @@ class AudioTrack:
         self._remotes = remotes
         self._post = post
         self._config = config
-        self._native: Any = None
+        self.native: Any = None
         self._end_poll: Callable[[], None] | None = None
         self._end_watch: Callable[[], None] | None = None
         self._sending = threading.Lock()  # a connection must not be closed while something is sent
@@ -364,7 +376,7 @@ class AudioTrack:
 
     def follow(self, native: "dc.Track") -> None:
         """It is sent and received by this one."""
-        self._native = native
+        self.native = native
         native.reset_callbacks()  # one that only sends would throw away its reports
 
         def watch() -> None:  # polling thread
@@ -384,15 +396,15 @@ class AudioTrack:
         if choice.direction is self.direction:
             return
         self.direction = choice.direction
-        media = self._native.description()
+        media = self.native.description()
         media.set_direction(NATIVE_DIRECTIONS[choice.direction])
-        self._native.set_description(media)
+        self.native.set_description(media)
 
     def open(self, rate_hz: int, *, opus: OpusOptions | None = None) -> TrackPort:
         """Makes its port, once codecs are agreed on. RtcError where none of ours is.
 
-        Again with another rate: the new port takes the place of the one before, which is then the caller's
-        to close.
+        Again with another rate: the new port goes on where the one before was, which falls silent and is
+        then the caller's to close.
         """
         if self.port is not None and self.port.sample_rate_hz == rate_hz:
             return self.port
@@ -405,6 +417,7 @@ class AudioTrack:
         options = TrackOptions(
             rate_hz=rate_hz,
             ssrc=self.ssrc,
+            begins=self.port.hush() if self.port is not None else None,
             receives={codec.payload_type: codec.name for codec in self.codecs}
             if self.direction.receives
             else {},
@@ -413,10 +426,10 @@ class AudioTrack:
             nack=codec is not None and "nack" in codec.feedback,
             opus=opus or OpusOptions(**settings.model_dump()),
         )
-        if self._native.is_open():  # closed before, and now open again
+        if self.native.is_open():  # closed before, and now open again
             self.opened.set()
         port = self.port = self._remotes.open_track(options, self._send)
-        receive, received = self._native.receive, port.received
+        receive, received = self.native.receive, port.received
         while receive() is not None:
             pass  # what came when nobody listened is old
 
@@ -438,7 +451,7 @@ class AudioTrack:
         with self._sending:
             if self.opened.is_set():
                 with contextlib.suppress(RuntimeError):  # the far side has just closed it
-                    self._native.send(packet)
+                    self.native.send(packet)
 
     def close(self) -> None:
         """Frees its port. After that has been detached from the media loop."""
@@ -463,7 +476,7 @@ class Channel:
         self.opened = asyncio.Event()
         self.on_message: Callable[[str | bytes], None] | None = None
         self.on_closed: Callable[[], None] | None = None
-        self._native = native
+        self.native = native
         self._post = post
         self._was_open = self._was_closed = False
         self._asked = random.randrange(_TICKS_A_MESSAGE)  # so that not all are asked at once
@@ -471,10 +484,10 @@ class Channel:
 
     def send(self, message: str | bytes) -> bool:
         """False where it is not open, or the far side takes nothing."""
-        if not self.opened.is_set() or self._native.buffered_amount() > _MOST_BUFFERED_BYTES:
+        if not self.opened.is_set() or self.native.buffered_amount() > _MOST_BUFFERED_BYTES:
             return False
         try:
-            self._native.send(message)
+            self.native.send(message)
         except (RuntimeError, ValueError) as error:
             log.debug("a message could not be sent: %s", error)
             return False
@@ -486,18 +499,18 @@ class Channel:
         if self._was_closed or self._asked % _TICKS_A_MESSAGE:
             return
         if not self._was_open:
-            if not self._native.is_open():
+            if not self.native.is_open():
                 return
             self._was_open = True
             self._post(self.opened.set)
         for _ in range(_MESSAGES_A_POLL):
-            message = self._native.receive()
+            message = self.native.receive()
             if message is None:
                 break
             self._post(self._on_message, message)
         else:
             return
-        if self._native.is_closed():
+        if self.native.is_closed():
             self._was_closed = True
             self._post(self._on_closed)
 
@@ -518,7 +531,7 @@ class Channel:
 
     def close(self) -> None:
         self.stop()
-        self._native.close()
+        self.native.close()
 
 
 def _configuration(config: WebRtcConfig, servers: Sequence[IceServerConfig]) -> "dc.Configuration":

@@ -26,6 +26,8 @@ TrackStream::Options optionsOf(const TrackSettings& settings) {
   }
   if (!settings.sends.codec.empty()) options.send = {settings.sends.payload_type, codecOf(settings.sends.codec, settings)};
   options.ssrc = settings.ssrc;
+  options.first_sequence = settings.first_sequence;
+  options.first_timestamp = settings.first_timestamp;
   options.cname = settings.cname.substr(0, 255);
   options.nack = settings.nack;
   return options;

@@ -20,6 +20,8 @@ struct TrackSettings {
   std::vector<TrackFormat> receives;  // empty: what comes is not heard
   TrackFormat sends;                  // without a codec nothing is sent but reports
   uint32_t ssrc = 0;                  // ours
+  int first_sequence = -1;            // -1: as chance has it, timestamps too
+  uint32_t first_timestamp = 0;
   std::string cname;                  // of 255 characters at most
   bool nack = false;                  // the far side may ask for packets again
   OpusSettings opus;

@@ -57,8 +57,12 @@ TrackStream::TrackStream(Options options, int port_id, const Outbox& outbox, Now
       packet_samples_(frame_samples_),
       decoded_(options_.rate_hz / 1000 * AudioCodec::kMaxPacketMs),
       random_(std::random_device{}()) {
-  sequence_ = uint16_t(random_() & 0x7fff);  // a wrap right at the beginning would be a trap for SRTP
-  timestamp_ = uint32_t(random_());
+  const bool is_chance = options_.first_sequence < 0;
+  // a wrap right at the beginning would be a trap for SRTP
+  sequence_ = uint16_t(is_chance ? random_() & 0x7fff : unsigned(options_.first_sequence));
+  timestamp_ = is_chance ? uint32_t(random_()) : options_.first_timestamp;
+  stats_.next_sequence = sequence_;
+  stats_.next_timestamp = timestamp_;
   report_ns_ = now_() + kReportEveryNs / 4;
   stats_.silent_ms = 0;
 }
@@ -304,6 +308,8 @@ void TrackStream::put(const int16_t* samples) {
   if (options_.send.codec) timestamp_ += options_.send.codec->clockHz() / 1000 * AudioCodec::kFrameMs;
   counts_.lost = uint64_t(reception_.lost());
   counts_.jitter_ms = reception_.jitterMs();
+  counts_.next_sequence = sequence_;
+  counts_.next_timestamp = timestamp_;
   std::lock_guard<std::mutex> lock(stats_mutex_);
   stats_ = counts_;
 }

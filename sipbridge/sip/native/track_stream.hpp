@@ -36,6 +36,8 @@ struct TrackStats {
   double round_trip_ms = -1;          // -1: not known yet
   double silent_ms = 0;               // since the last packet of any kind came
   int payload_type = -1;              // of what came last
+  unsigned next_sequence = 0;         // of ours: what the next packet will have
+  unsigned next_timestamp = 0;
 };
 
 #ifndef SWIG
@@ -59,6 +61,8 @@ class TrackStream : public LegStream {
     uint32_t ssrc = 0;
     std::string cname;
     bool nack = false;             // packets are sent again when they are asked for
+    int first_sequence = -1;       // -1: as chance has it, timestamps too
+    uint32_t first_timestamp = 0;
   };
   using Now = std::function<int64_t()>;  // ns of a clock that never jumps
 

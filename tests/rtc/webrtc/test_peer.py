@@ -189,6 +189,41 @@ def test_tracks_come_and_go_while_others_are_heard() -> None:
     with_engine(renegotiate)
 
 
+async def change_rates(engine: Engine) -> None:
+    """The numbers of packets go on: the far side, and SRTP, hear one stream."""
+    listener = Listener()
+    a, b = (Peer(engine.config, engine.remotes, listener) for _ in range(2))
+    said = a.add_audio(Direction.SENDONLY, ["opus"])
+    await a.accept(await b.answer(await a.offer(), accept))
+    heard = b.tracks["0"]
+    heard.open(16_000)
+    said.open(8000)
+    await opened(said, heard)
+    for rate_hz in 48_000, 16_000, 8000, 24_000, 8000, 16_000:
+        old, port = said.port, said.open(rate_hz)
+        engine.media.attach(port.port_id, Source(functools.partial(Tone, 500.0)))
+        assert old is not None
+        old.close()
+        await asyncio.sleep(0.1)
+    assert abs(audio.find_tone(await hear(engine, heard, 0.5), 16_000) - 500) < 5
+    assert heard.port is not None
+    stats = heard.port.track_stats()
+    assert stats.lost < 20
+    assert stats.received > 40
+    assert stats.ignored == 0
+    for track in said, heard:
+        assert track.port is not None
+        engine.media.detach(track.port.port_id)
+    await asyncio.sleep(0.05)
+    for each in a, b:
+        await each.close()
+    assert engine.ports() == 0
+
+
+def test_a_track_changes_its_rate() -> None:
+    with_engine(change_rates)
+
+
 async def refuse(engine: Engine) -> None:
     listener = Listener()
     for text in "", "nonsense", "v=0\r\nm=audio", BROWSER.replace("a=ice-ufrag:abcd\n", ""):

@@ -485,6 +485,22 @@ void silenceNeedNotBeSent() {
   CHECK(word(next, 4) == word(first, 4) + 12 * 160);
 }
 
+void anotherGoesOnWhereOneWas() {
+  Track track;
+  for (int i = 0; i < 3; ++i) track.says(3);
+  const TrackStats stats = track.stream.stats();
+  Outbox outbox;
+  TrackStream::Options options{8000, {}, {kPayloadType, track.codec}, 1, "who@here"};
+  options.first_sequence = int(stats.next_sequence);
+  options.first_timestamp = stats.next_timestamp;
+  TrackStream next(options, 2, outbox);
+  CHECK(next.stats().next_sequence == stats.next_sequence);
+  const int16_t frame[kFrame] = {};
+  next.put(frame);
+  const std::string expected = track.says(3)[0], packet = outbox.wait(0)[0].data;
+  CHECK(sequenceOf(packet) == sequenceOf(expected) && word(packet, 4) == word(expected, 4));
+}
+
 // --- with real codecs
 
 struct House {
@@ -692,6 +708,7 @@ int main() {
   oneThatOnlyHearsReportsToo();
   packetsAreSentAgain();
   silenceNeedNotBeSent();
+  anotherGoesOnWhereOneWas();
   everyCodeOfG711ArrivesAsItIs();
   codecsCarryATone();
   garbageDoesNoHarmToACodec();
