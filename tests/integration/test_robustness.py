@@ -38,7 +38,7 @@ def undisturbed(call: Call) -> Iterator[None]:
     yield
     until_s = call.rtp.wait_packets(25)
     heard = call.rtp.heard(since_s, until_s)
-    assert audio.find_tone(heard, 8000) == pytest.approx(1000, abs=2)
+    assert audio.find_tone(heard, 8000) == audio.near(1000)
     assert audio.gaps_ms(heard, 8000) == []
     assert audio.phase_jumps(heard, 8000, 1000) == []
     assert call.rtp.lost() == 0

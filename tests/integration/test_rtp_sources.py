@@ -115,7 +115,7 @@ def media_port(party: Call) -> int:
 def hears_only(peer: RtpPeer, hz: float) -> None:
     """A clean tone of this frequency, and nothing of the stranger's."""
     heard = peer.listen(0.5)
-    assert audio.find_tone(heard, 8000) == pytest.approx(hz, abs=3)
+    assert audio.find_tone(heard, 8000) == audio.near(hz)
     assert audio.tone_level_dbfs(heard, 8000, SPRAYED_HZ) < -50
 
 

@@ -21,7 +21,7 @@ from tests.support.sip_agent import RefusedError, SipAgent
 from tests.support.srtp import SrtpPeer
 from tests.support.waiting import wait_until
 
-TONE = pytest.approx(1000, abs=2)
+TONE = audio.near(1000)
 CARRIER_PORT = free_port()
 NAMED_PORTS = (free_port(), free_port())
 SRTP_TRUNKS = {"off": "127.0.0.1", "allow": "127.0.0.51", "require": "127.0.0.52"}

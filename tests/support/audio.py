@@ -4,8 +4,10 @@
 import math
 import wave
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve, resample_poly
 
@@ -111,6 +113,11 @@ def find_tone(samples: Samples, rate_hz: int) -> float:
     spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples)), size))
     spectrum[: int(20 * size / rate_hz)] = 0
     return float(np.argmax(spectrum) * rate_hz / size)
+
+
+def near(hz: float) -> Any:
+    """Equal to a tone that came over real clocks: a queue may play it 0.2 % faster or slower for a while."""
+    return pytest.approx(hz, rel=0.004, abs=3)
 
 
 def frame_levels(samples: Samples, rate_hz: int, frame_ms: float = 10.0) -> NDArray[np.float64]:
