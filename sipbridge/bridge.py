@@ -197,6 +197,11 @@ class Bridge:
         self.leg = leg
         leg.listener = self
 
+    @property
+    def identity(self) -> str:
+        """What the call goes by in its channel."""
+        return self._connection.identity if self._connection is not None else ""
+
     # --- control
 
     def hangup(self, reason: EndReason) -> None:
@@ -211,6 +216,23 @@ class Bridge:
         async with self._pressing:
             if self.leg is not None and not self.over.is_set():
                 await self.leg.send_digits(digits)
+
+    async def transfer(self, to: str, by: Party = Party.CHANNEL) -> None:
+        """Sends the telephone elsewhere; see `Leg.transfer`."""
+        leg = self.leg
+        if leg is None or leg.answered_at is None or self.end is not None:
+            detail = "only a call that is up can be transferred"
+            raise CallError(EndReason(EndKind.NOT_ACCEPTABLE, detail))
+        self.log.info("transferring", to=to)
+        await leg.transfer(to)
+        self.hangup(EndReason(EndKind.TRANSFERRED, f"transferred to {to}", by))
+
+    async def hold(self, held: bool) -> None:
+        """Silence both ways, or an end of it; see `Leg.hold`."""
+        leg = self.leg
+        if leg is None or leg.answered_at is None or self.end is not None:
+            raise CallError(EndReason(EndKind.NOT_ACCEPTABLE, "only a call that is up can be held"))
+        await leg.hold(held)
 
     # --- the channel
 

@@ -531,7 +531,13 @@ def _ended_well(call: schema.Call) -> bool:
     """It was answered, and somebody or something that was asked for ended it."""
     if call.end is None or call.seconds <= 0:
         return False
-    return call.end.kind in (EndKind.HANGUP, EndKind.MAX_DURATION, EndKind.ALONE, EndKind.CHANNEL_CLOSED)
+    return call.end.kind in (
+        EndKind.HANGUP,
+        EndKind.MAX_DURATION,
+        EndKind.ALONE,
+        EndKind.CHANNEL_CLOSED,
+        EndKind.TRANSFERRED,
+    )
 
 
 def _parse_headers(texts: Sequence[str]) -> dict[str, str]:
@@ -795,6 +801,24 @@ def dtmf(
     """
     with _errors_shown():
         asyncio.run(_ask(api, lambda client: client.send_dtmf(call_id, digits)))
+
+
+@cli.command()
+def transfer(
+    call_id: CallId,
+    to: Annotated[
+        str, typer.Argument(metavar="TO", help="A sip: URI, or a number at the telephone's server.")
+    ],
+    api: ApiOption = None,
+) -> None:
+    """Send the telephone of a call elsewhere (REFER); the call ends once it is there.
+
+    \b
+    sipbridge transfer 5f2c9e0a1b7d 200
+    sipbridge transfer 5f2c9e0a1b7d sip:200@pbx.example.com
+    """
+    with _errors_shown():
+        asyncio.run(_ask(api, lambda client: client.transfer(call_id, to)))
 
 
 @cli.command()

@@ -17,6 +17,7 @@ from sipbridge.http.token import read_token, token_path
 from sipbridge.routing import join_host_port, split_host_port
 
 TIMEOUT_S = 10.0
+TRANSFER_TIMEOUT_S = 75.0  # a telephone may let the other one ring
 
 
 class ApiError(SipbridgeError):
@@ -121,6 +122,10 @@ class ApiClient:
         """Sends digits; ``w`` waits half a second."""
         await self._ask("POST", _path(call_id) + "/dtmf", {"digits": digits}, call_id)
 
+    async def transfer(self, call_id: str, to: str) -> None:
+        """Sends the telephone elsewhere, and returns once it is there."""
+        await self._ask("POST", _path(call_id) + "/transfer", {"to": to}, call_id, TRANSFER_TIMEOUT_S)
+
     async def rooms(self) -> builtins.list[schema.Room]:
         """All rooms."""
         answer = await self._ask("GET", "/v1/rooms")
@@ -131,9 +136,11 @@ class ApiClient:
         path = f"/v1/rooms/{urllib.parse.quote(room, safe='')}/link"
         return self._read(schema.Link, await self._ask("POST", path, {"ttl_s": ttl_s}))
 
-    async def _ask(self, method: str, path: str, body: Any = None, call_id: str = "") -> httpx.Response:
+    async def _ask(
+        self, method: str, path: str, body: Any = None, call_id: str = "", timeout_s: float = TIMEOUT_S
+    ) -> httpx.Response:
         try:
-            answer = await self._http.request(method, path, json=body)
+            answer = await self._http.request(method, path, json=body, timeout=timeout_s)
         except httpx.HTTPError as error:
             what = str(error) or type(error).__name__
             raise ApiError(f"the server at {self.url} is gone: {what}") from None
@@ -144,7 +151,7 @@ class ApiClient:
         problem = self._read(schema.Problem, answer)
         if answer.status_code == 401:
             raise TokenError(f"the server at {self.url} does not take this user's token")
-        if answer.status_code == 404 and call_id:
+        if answer.status_code == 404 and call_id and problem.reason is None:
             raise LookupError(problem.detail)
         if problem.reason is not None:
             raise CallError(problem.reason.to_reason())

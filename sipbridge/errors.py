@@ -37,6 +37,7 @@ class EndKind(enum.StrEnum):
     MEDIA_TIMEOUT = "media_timeout"  # no RTP came for too long
     MAX_DURATION = "max_duration"
     ALONE = "alone"  # everybody else left the channel
+    TRANSFERRED = "transferred"  # the telephone was sent elsewhere, and is there
     SHUTDOWN = "shutdown"  # the server is draining
     OVERLOAD = "overload"  # a limit was reached, or no RTP port was free
     TRANSPORT = "transport"  # the SIP connection was lost or could not be made
@@ -69,6 +70,7 @@ _CODE_OF_KIND = {
     EndKind.MEDIA_TIMEOUT: 408,
     EndKind.MAX_DURATION: 480,
     EndKind.ALONE: 480,
+    EndKind.TRANSFERRED: 480,
     EndKind.SHUTDOWN: 503,
     EndKind.OVERLOAD: 503,
     EndKind.TRANSPORT: 503,

@@ -81,14 +81,14 @@ class CallDtmf(CallEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallHeld(CallEvent):
-    """The far side of the SIP leg put the call on hold."""
+    """The call is on hold: by the telephone, or because the channel or the API asked for it."""
 
     name: ClassVar[str] = "call.held"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallResumed(CallEvent):
-    """The far side of the SIP leg took the call back from hold."""
+    """The call goes on after a hold."""
 
     name: ClassVar[str] = "call.resumed"
 

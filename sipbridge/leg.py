@@ -20,7 +20,7 @@ class LegState(enum.StrEnum):
     RINGING = "ringing"
     EARLY = "early"  # audio flows before the answer
     ACTIVE = "active"
-    HELD = "held"  # by the telephone
+    HELD = "held"  # by the telephone, or by us
     ENDED = "ended"
 
 
@@ -109,6 +109,18 @@ class Leg(Protocol):
 
     async def send_digits(self, digits: str) -> None:
         """Presses keys one after the other; ``w`` is half a second. ValueError names what is no key."""
+        ...
+
+    async def transfer(self, to: str) -> None:
+        """Asks the telephone to call somebody else instead (blind), and returns once it has.
+
+        `to` is a sip: URI, or a number or user at the telephone's own server. CallError says why the call
+        goes on here. Where the telephone ends the call meanwhile, `leg_ended` says that it was transferred.
+        """
+        ...
+
+    async def hold(self, held: bool) -> None:
+        """Silence both ways until it is taken back; `leg_media` follows. CallError: it cannot be done."""
         ...
 
     async def stats(self) -> LegStats:

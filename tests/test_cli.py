@@ -166,13 +166,27 @@ def test_digits_are_sent(server: FakeCalls) -> None:
     assert run("dtmf", "c1", "12x").exit_code == 2
 
 
+def test_a_telephone_is_transferred(server: FakeCalls) -> None:
+    server.add("c1")
+    result = run("transfer", "c1", "200")
+    assert (result.exit_code, result.output) == (0, "")
+    assert server.transfers == [("c1", "200")]
+    server.add("c2")
+    server.error = CallError(EndReason(EndKind.NOT_FOUND, "Not Found", Party.CALLER, 404))
+    result = run("transfer", "c2", "201")
+    assert result.exit_code == 1
+    assert "404 Not Found" in result.stderr
+
+
 def test_unknown_call_is_1(server: FakeCalls) -> None:
     result = run("hangup", "nobody")
     assert result.exit_code == 1
     assert result.stderr == "sipbridge: there is no call 'nobody'\n"
 
 
-@pytest.mark.parametrize("arguments", [["calls"], ["rooms"], ["hangup", "c1"], ["dtmf", "c1", "1"]])
+@pytest.mark.parametrize(
+    "arguments", [["calls"], ["rooms"], ["hangup", "c1"], ["dtmf", "c1", "1"], ["transfer", "c1", "2"]]
+)
 def test_without_a_server_is_1(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 1

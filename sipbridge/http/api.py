@@ -165,6 +165,31 @@ def _make_call_routes(calls: CallRegistry, closing: asyncio.Event) -> APIRouter:
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
 
+    @routes.post("/calls/{call_id}/transfer", status_code=204, tags=["calls"], summary="Transfer")
+    async def transfer(call_id: str, body: schema.Transfer) -> None:
+        """Asks the telephone to call somebody else (REFER, blind). Replies once it is there, and the call
+        ends; the error says why it stays."""
+        try:
+            await calls.transfer(call_id, body.to)
+        except LookupError:
+            raise _no_such_call(call_id) from None
+
+    @routes.post("/calls/{call_id}/hold", status_code=204, tags=["calls"], summary="Hold")
+    async def hold(call_id: str) -> None:
+        """The telephone waits in silence, and is heard by nobody."""
+        try:
+            await calls.hold(call_id, True)
+        except LookupError:
+            raise _no_such_call(call_id) from None
+
+    @routes.post("/calls/{call_id}/unhold", status_code=204, tags=["calls"], summary="Take back from hold")
+    async def unhold(call_id: str) -> None:
+        """The end of a hold."""
+        try:
+            await calls.hold(call_id, False)
+        except LookupError:
+            raise _no_such_call(call_id) from None
+
     @routes.get("/rooms", tags=["rooms"], summary="All rooms")
     async def list_rooms() -> schema.Rooms:
         """The `local:` rooms that have members."""

@@ -144,6 +144,17 @@ class Digits(_Body):
     )
 
 
+class Transfer(_Body):
+    """Where the telephone shall call instead."""
+
+    to: Annotated[str, AfterValidator(_check_to)] = Field(
+        min_length=1,
+        max_length=2048,
+        description="A `sip:` URI, or a number at the telephone's server.",
+        examples=["200", "sip:200@pbx.example.com"],
+    )
+
+
 class Program(_Body):
     """How a program joins a room."""
 

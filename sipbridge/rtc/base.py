@@ -105,6 +105,17 @@ class RtcListener(Protocol):
 
     def message(self, topic: str, text: str) -> None: ...
     def hangup_requested(self, reason: EndReason) -> None: ...
+    async def transfer(self, to: str) -> None:
+        """The channel sends the telephone elsewhere: to a sip: URI, or a number at the telephone's server.
+
+        Returns once it is there, and the call ends. CallError says why it stays.
+        """
+        ...
+
+    async def hold(self, held: bool) -> None:
+        """The channel puts the telephone on hold, or takes it back. CallError: it cannot be done."""
+        ...
+
     def closed(self, reason: EndReason) -> None:
         """The channel is gone; no more comes. Not told after `close()`."""
         ...
@@ -128,6 +139,7 @@ class RtcConnection(abc.ABC):
 
     join_s: float = 10.0  # a channel that takes longer to join has failed
     rings = False  # whoever calls hears ringing while it is joined
+    identity = ""  # what it goes by in the channel, once it joins; empty where there is no such thing
     joins_early = False  # a call that is dialled joins it at once, so that it shows how that goes
 
     def __init__(self, target: Target, context: RtcContext) -> None:

@@ -10,17 +10,18 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pjsua2 as pj
 
 from sipbridge.config import TrunkConfig
-from sipbridge.errors import EndKind, EndReason, Party
+from sipbridge.errors import CallError, EndKind, EndReason, Party
 from sipbridge.events import Direction, DtmfMethod
 from sipbridge.keys import DigitFilter, parse_digits
 from sipbridge.leg import LegListener, LegState, LegStats
 from sipbridge.log import get_logger
-from sipbridge.routing import SipUri
+from sipbridge.routing import SipUri, check_text, clean_number
 from sipbridge.sip.media_port import MediaPort
 from sipbridge.sip.message import read_message
 from sipbridge.sip.resolve import Destination
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 MAX_REDIRECTIONS = 5
 NO_ACK_S = 31.0  # an answer that nobody acknowledges: a second before pjsip sends a BYE, for as long again
+TRANSFER_S = 60.0  # that a telephone has to say how its new call goes
 NO_RESPONSE_S = 4.0  # a server that says nothing at all to an INVITE; then the next one of the trunk is tried
 
 
@@ -50,9 +52,21 @@ class NativeCall(pj.BridgeCall):  # type: ignore[misc]  # pjsua2 has no types
     def onCallMediaState(self, prm: "pj.OnCallMediaStateParam") -> None:  # noqa: N802
         self._leg.guarded(self._leg.on_media_state, self)
 
+    def onCallTransferStatus(self, prm: "pj.OnCallTransferStatusParam") -> None:  # noqa: N802
+        self._leg.guarded(self._leg.on_transfer_status, prm.statusCode, prm.reason, prm.finalNotify)
+
     def onCallRedirected(self, prm: "pj.OnCallRedirectedParam") -> int:  # noqa: N802
         accepted = self._leg.guarded(self._leg.on_redirected, prm.targetUri)
         return int(pj.PJSIP_REDIRECT_ACCEPT if accepted else pj.PJSIP_REDIRECT_REJECT)
+
+
+@dataclass(slots=True)
+class _Transfer:
+    """A REFER that the telephone has not told the end of. SIP thread."""
+
+    to: str
+    settle: Callable[[EndReason | None], None]  # with why it failed
+    accepted: bool = False
 
 
 class CallLeg:
@@ -95,7 +109,9 @@ class CallLeg:
         self._redirections = 0
         self._rang = False
         self._confirmed = False
-        self._held = False
+        self._held = False  # by the telephone
+        self._holding = False  # by us
+        self._transfer: _Transfer | None = None
         self._peer_takes_info = "info" in headers.get("allow", "").lower()
         self._digits = DigitFilter()
         self._last_packets = -1
@@ -129,6 +145,31 @@ class CallLeg:
             if key.digit and self.state is not LegState.ENDED:
                 await self.endpoint.run(functools.partial(self._send_digit, key.digit, key.duration_ms))
             await asyncio.sleep(key.total_s)
+
+    async def transfer(self, to: str) -> None:
+        """Asks the telephone to call `to` instead (REFER, RFC 3515); see `Leg.transfer`."""
+        told: asyncio.Future[EndReason | None] = asyncio.get_running_loop().create_future()
+
+        def settle(reason: EndReason | None) -> None:
+            if not told.done():
+                told.set_result(reason)
+
+        await self.endpoint.run(
+            lambda: self._refer(to, lambda reason: self.endpoint.tell(lambda: settle(reason)))
+        )
+        try:
+            async with asyncio.timeout(TRANSFER_S):
+                failure = await told
+        except TimeoutError:
+            failure = EndReason(EndKind.NO_ANSWER, "the telephone does not say how the transfer goes")
+        finally:
+            self._post(self._forget_transfer)
+        if failure is not None:
+            raise CallError(failure)
+
+    async def hold(self, held: bool) -> None:
+        """By a re-INVITE (RFC 3264 8.4) and silence; see `Leg.hold`."""
+        await self.endpoint.run(lambda: self._hold(held))
 
     async def stats(self) -> LegStats:
         """A snapshot; after the end, the whole call's."""
@@ -238,6 +279,67 @@ class CallLeg:
             )
             self.end(EndReason(kind, f"cannot answer: {error.reason}"))
 
+    def _refer(self, to: str, settle: Callable[[EndReason | None], None]) -> None:
+        native = self._native
+        if native is None or not self._confirmed or self._ending is not None:
+            raise CallError(EndReason(EndKind.NOT_ACCEPTABLE, "only a call that is up can be transferred"))
+        if self._transfer is not None:
+            raise CallError(EndReason(EndKind.NOT_ACCEPTABLE, "the call is being transferred already"))
+        try:
+            uri = self._refer_uri(native, to)
+            native.xfer(f"<{uri.uri}>", pj.CallOpParam(True))
+        except ValueError as error:
+            raise CallError(EndReason(EndKind.NOT_FOUND, str(error))) from None
+        except pj.Error as error:
+            raise CallError(EndReason(EndKind.ERROR, f"cannot transfer: {error.reason}")) from None
+        self._transfer = _Transfer(to, settle)
+
+    @staticmethod
+    def _refer_uri(native: NativeCall, to: str) -> SipUri:
+        """`to`, or that user at the host that the far side goes by; ValueError when it is none."""
+        if to.lower().startswith(("sip:", "sips:", "tel:")):
+            return SipUri.parse(to)
+        far = SipUri.parse(native.getInfo().remoteUri)
+        return SipUri(far.scheme, clean_number(check_text(to, "the number")), far.host, far.port)
+
+    def on_transfer_status(self, code: int, phrase: str, final: bool) -> None:
+        """The answer to a REFER, and what the telephone tells of its new call."""
+        transfer = self._transfer
+        if transfer is None:
+            return
+        if code >= 300:
+            far = Party.CALLER if self.direction == "inbound" else Party.CALLEE
+            self._transfer = None
+            transfer.settle(EndReason.from_sip(code, phrase, far))
+        elif final or (code >= 200 and transfer.accepted):
+            self._transfer = None
+            transfer.settle(None)
+        else:
+            transfer.accepted = True
+
+    def _forget_transfer(self) -> None:
+        self._transfer = None
+
+    def _hold(self, held: bool) -> None:
+        native = self._native
+        if native is None or not self._confirmed or self._ending is not None:
+            raise CallError(EndReason(EndKind.NOT_ACCEPTABLE, "only a call that is up can be held"))
+        if held == self._holding:
+            return
+        prm = pj.CallOpParam(True)
+        prm.opt.audioCount, prm.opt.videoCount, prm.opt.textCount = 1, 0, 0
+        try:
+            if held:
+                native.setHold(prm)
+            else:
+                prm.opt.flag |= pj.PJSUA_CALL_UNHOLD
+                native.reinvite(prm)
+        except pj.Error as error:
+            what = "held" if held else "taken back"
+            raise CallError(EndReason(EndKind.ERROR, f"the call cannot be {what}: {error.reason}")) from None
+        self._holding = held
+        native.setSilent(held)
+
     def _give_up_unacknowledged(self) -> None:
         if not self._confirmed:
             detail = "the caller did not acknowledge the answer"
@@ -296,7 +398,11 @@ class CallLeg:
         if self._ending is not None:
             self._finish(self._ending)
         elif self._confirmed:
-            if code < 300:
+            transfer = self._transfer
+            if transfer is not None and transfer.accepted:  # some hang up at once, and tell nothing more
+                transfer.settle(None)
+                self._finish(EndReason(EndKind.TRANSFERRED, f"transferred to {transfer.to}", far, code))
+            elif code < 300:
                 self._finish(EndReason(EndKind.HANGUP, "hung up", far, code))
             else:
                 reason = EndReason.from_sip(code, phrase, Party.BRIDGE)
@@ -328,6 +434,7 @@ class CallLeg:
         self._held = held
         self._last_packets = -1
         self._silent_since = time.monotonic()
+        held = held or self._holding
         self._tell(lambda listener: self._media(listener, codec, held))
 
     def on_redirected(self, target: str) -> bool:
@@ -384,7 +491,9 @@ class CallLeg:
         if self._native is None or self._ended or self._ending is not None:
             return
         rtp = self._native.rtpStats()
-        expected = rtp.running and rtp.receiving and not rtp.silence_suppressed and not self._held
+        expected = (
+            rtp.running and rtp.receiving and not rtp.silence_suppressed and not (self._held or self._holding)
+        )
         if not expected or not self._confirmed or rtp.received_packets != self._last_packets:
             self._last_packets = rtp.received_packets
             self._silent_since = now
@@ -428,6 +537,8 @@ class CallLeg:
             self._ack_timer.work = None
         self._ended = True
         self._native = None
+        if self._transfer is not None:
+            self._transfer.settle(reason)
         self.endpoint.forget(self)
         self._tell(lambda listener: self._over(listener, reason, stats))
 

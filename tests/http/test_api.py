@@ -213,6 +213,27 @@ def test_what_is_no_digit_is_refused(digits: str) -> None:
     assert calls.digits == []
 
 
+def test_a_telephone_is_transferred() -> None:
+    calls = FakeCalls()
+    calls.add("c1")
+    calls.error = CallError(EndReason(EndKind.BUSY, "Busy Here", Party.CALLER, 486))
+    body = problem(request(calls, "POST", "/v1/calls/c1/transfer", json={"to": "200"}), 502)
+    assert (body["detail"], body["reason"]["sip_code"]) == ("486 Busy Here", 486)
+    for to in ("", "a\nb", "1" * 3000):
+        problem(request(calls, "POST", "/v1/calls/c1/transfer", json={"to": to}), 422)
+    calls.error = None
+    assert request(calls, "POST", "/v1/calls/c1/transfer", json={"to": "200"}).status_code == 204
+    assert calls.transfers == [("c1", "200")]
+
+
+def test_hold_and_its_end() -> None:
+    calls = FakeCalls()
+    calls.add("c1")
+    for verb, state in (("hold", "held"), ("unhold", "active")):
+        assert request(calls, "POST", f"/v1/calls/c1/{verb}").status_code == 204
+        assert calls.calls["c1"].state == state
+
+
 def test_digits_for_an_ended_call_are_refused() -> None:
     calls = FakeCalls()
     calls.add("c1")
@@ -222,11 +243,19 @@ def test_digits_for_an_ended_call_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", ""), ("POST", "/hangup"), ("POST", "/dtmf")], ids=["get", "hangup", "dtmf"]
+    ("method", "path", "body"),
+    [
+        ("GET", "", None),
+        ("POST", "/hangup", None),
+        ("POST", "/dtmf", {"digits": "1"}),
+        ("POST", "/transfer", {"to": "1"}),
+        ("POST", "/hold", None),
+        ("POST", "/unhold", None),
+    ],
 )
-def test_unknown_call_is_not_found(method: str, path: str) -> None:
-    body = problem(request(FakeCalls(), method, f"/v1/calls/nobody{path}", json={"digits": "1"}), 404)
-    assert "nobody" in body["detail"]
+def test_unknown_call_is_not_found(method: str, path: str, body: dict[str, str] | None) -> None:
+    answer = request(FakeCalls(), method, f"/v1/calls/nobody{path}", json=body)
+    assert "nobody" in problem(answer, 404)["detail"]
 
 
 def test_unknown_path_and_method_are_problems() -> None:
@@ -329,6 +358,9 @@ def test_openapi_is_complete() -> None:
         ("GET", "/v1/calls/{call_id}"),
         ("POST", "/v1/calls/{call_id}/hangup"),
         ("POST", "/v1/calls/{call_id}/dtmf"),
+        ("POST", "/v1/calls/{call_id}/transfer"),
+        ("POST", "/v1/calls/{call_id}/hold"),
+        ("POST", "/v1/calls/{call_id}/unhold"),
         ("GET", "/v1/rooms"),
         ("GET", "/v1/rooms/{room}/audio"),
         ("POST", "/v1/rooms/{room}/webrtc"),

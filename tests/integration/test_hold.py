@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Hold as telephones do it, and what the others of the room hear meanwhile."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from tests.conftest import MakeCall, MakePeer, RunSipp
@@ -67,3 +69,41 @@ def test_hold_without_an_offer(server: Server, call: MakeCall) -> None:
     assert 0 in offer.sdp.payload_types
     party.dialog.ack(describe(party.rtp))
     assert party.hears_tone() == pytest.approx(1000, abs=2)
+
+
+def test_hold_by_the_api(server: Server, call: MakeCall) -> None:
+    """The telephone is told by a re-INVITE, hears silence and is heard by nobody; then all is as before."""
+    a, b = call("room-held"), call("room-held")
+    a.rtp.play(audio.tone(1000, 1.0), loop=True)
+    b.rtp.play(audio.tone(440, 1.0), loop=True)
+    b.rtp.listen(0.5)
+    assert b.hears_tone() == audio.near(1000)
+    call_id = server.started(a.caller)["call_id"]
+
+    def turn(held: bool, direction: str, answer: str) -> None:
+        with ThreadPoolExecutor(1) as executor:
+            asking = executor.submit(server.hold, call_id, held)
+            invite = a.agent.wait_request("INVITE")
+            assert invite.sdp.direction == direction
+            a.agent.respond(invite, 200, "OK", body=describe(a.rtp, direction=answer))
+            a.agent.wait_request("ACK")
+            assert asking.result().status_code == 204
+        server.wait_state(call_id, "held" if held else "active")
+        a.rtp.listen(0.5)
+
+    turn(True, "sendonly", "recvonly")
+    assert audio.level_dbfs(a.rtp.listen(0.5)) < -50
+    assert audio.level_dbfs(b.rtp.listen(0.5)) < -50
+    turn(False, "sendrecv", "sendrecv")
+    assert a.hears_tone() == audio.near(440)
+    assert b.hears_tone() == audio.near(1000)
+    assert len(server.events("call.held", call_id=call_id)) == 1
+    assert len(server.events("call.resumed", call_id=call_id)) == 1
+
+
+def test_what_cannot_be_held(server: Server, call: MakeCall) -> None:
+    party = call("echo")
+    call_id = server.started(party.caller)["call_id"]
+    party.hang_up()
+    server.ended(call_id=call_id)
+    assert server.hold(call_id, True).status_code == 404

@@ -29,7 +29,8 @@ class FakeCalls(CallRegistry):
         self.requests: list[DialRequest] = []
         self.digits: list[tuple[str, str]] = []
         self.hung_up: list[str] = []
-        self.error: Exception | None = None  # what `dial` raises
+        self.transfers: list[tuple[str, str]] = []
+        self.error: Exception | None = None  # what `dial` and `transfer` raise
         self.room_views: list[RoomView] = []
         self.counters: dict[str, int | float | bool] = {"calls": 0, "descriptors": 12}
         self.subscribers: list[asyncio.Queue[CallEvent]] = []
@@ -139,6 +140,26 @@ class FakeCalls(CallRegistry):
         self.hung_up.append(call_id)
         kind = EndKind.HANGUP if view.state in ("active", "held") else EndKind.CANCELLED
         self.end(call_id, EndReason(kind, "asked by the operator", Party.OPERATOR))
+
+    async def transfer(self, call_id: str, to: str) -> None:
+        if call_id not in self.calls:
+            raise LookupError(f"there is no call {call_id}")
+        if self.error is not None:
+            raise self.error
+        self.transfers.append((call_id, to))
+        self.end(call_id, EndReason(EndKind.TRANSFERRED, f"transferred to {to}", Party.OPERATOR))
+
+    async def hold(self, call_id: str, held: bool) -> None:
+        if call_id not in self.calls:
+            raise LookupError(f"there is no call {call_id}")
+        state = "held" if held else "active"
+        self.calls[call_id] = dataclasses.replace(self.calls[call_id], state=state)  # type: ignore[arg-type]
+
+    def find_participant(self, target: str, identity: str) -> str:
+        for call_id, view in self.calls.items():
+            if (view.target, view.from_) == (target, identity):  # a caller's number is its identity here
+                return call_id
+        raise LookupError(f"there is no call {identity!r} in {target}")
 
     async def send_dtmf(self, call_id: str, digits: str) -> None:
         if self.calls[call_id].state == "ended":

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 
 from sipbridge.config import Config
-from sipbridge.errors import EndKind, EndReason, Party, RtcError
+from sipbridge.errors import CallError, EndKind, EndReason, Party, RtcError
 from sipbridge.media.loop import Source
 from sipbridge.media.tones import Tone
 from sipbridge.routing import Target
@@ -29,6 +29,7 @@ class FakeListener:
 
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
+        self.refusal: EndReason | None = None  # of a transfer or a hold
 
     def participant_joined(self, identity: str) -> None:
         self.told.append(("joined", identity))
@@ -44,6 +45,16 @@ class FakeListener:
 
     def hangup_requested(self, reason: EndReason) -> None:
         self.told.append(("hangup", reason))
+
+    async def transfer(self, to: str) -> None:
+        self.told.append(("transfer", to))
+        if self.refusal is not None:
+            raise CallError(self.refusal)
+
+    async def hold(self, held: bool) -> None:
+        self.told.append(("hold", held))
+        if self.refusal is not None:
+            raise CallError(self.refusal)
 
     def closed(self, reason: EndReason) -> None:
         self.told.append(("closed", reason))

@@ -216,6 +216,14 @@ class Server:
         response = self.http.post(f"/v1/calls/{call_id}/hangup")
         assert response.status_code in (200, 202, 204), response.text
 
+    def transfer(self, call_id: str, to: str) -> httpx.Response:
+        """Ask the API to; the answer comes when the telephone is there, or stays."""
+        return self.http.post(f"/v1/calls/{call_id}/transfer", json={"to": to}, timeout=20.0)
+
+    def hold(self, call_id: str, held: bool) -> httpx.Response:
+        """Ask the API to hold a call, or to take it back."""
+        return self.http.post(f"/v1/calls/{call_id}/{'hold' if held else 'unhold'}")
+
     def send_dtmf(self, call_id: str, digits: str) -> None:
         response = self.http.post(f"/v1/calls/{call_id}/dtmf", json={"digits": digits})
         assert response.status_code in (200, 202, 204), response.text

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tests.support.codecs import Codec
 from tests.support.ports import free_port
@@ -433,7 +433,15 @@ class Dialog:
     def ack(self, body: str = "") -> None:
         self.agent.send(self._text("ACK", self.cseq, body=body))
 
-    def _text(self, method: str, cseq: int, *, body: str = "", content_type: str = "application/sdp") -> str:
+    def _text(
+        self,
+        method: str,
+        cseq: int,
+        *,
+        body: str = "",
+        content_type: str = "application/sdp",
+        headers: dict[str, str] | None = None,
+    ) -> str:
         return self.agent.request(
             method,
             self.target,
@@ -441,14 +449,15 @@ class Dialog:
             to=self.remote,
             call_id=self.call_id,
             cseq=cseq,
+            headers=headers,
             body=body,
             content_type=content_type,
         )
 
-    def send(self, method: str, *, body: str = "", content_type: str = "application/sdp") -> None:
-        """Send a request in the dialog."""
+    def send(self, method: str, **more: Any) -> None:
+        """Send a request in the dialog; `headers`, `body` and `content_type` as wanted."""
         self.cseq += 1
-        self.agent.send(self._text(method, self.cseq, body=body, content_type=content_type))
+        self.agent.send(self._text(method, self.cseq, **more))
 
     def reinvite(self, sdp: str) -> Message:
         """Send an offer in the dialog, acknowledge the answer, give it back."""

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 
 from sipbridge import ports
 from sipbridge.config import PbxConfig
-from sipbridge.errors import ConfigError, EndKind, EndReason, Party
+from sipbridge.errors import CallError, ConfigError, EndKind, EndReason, Party
 from sipbridge.keys import parse_digits
 from sipbridge.leg import LegListener, LegState, LegStats
 from sipbridge.log import get_logger
@@ -231,6 +231,16 @@ class StreamLeg:
             if key.digit and self.state is not LegState.ENDED:
                 self._context.media.overlay(self.port.port_id, functools.partial(_make_tone, key.digit))
             await asyncio.sleep(key.total_s)
+
+    async def transfer(self, to: str) -> None:
+        """Neither protocol can."""
+        detail = f"[[pbx]] {self.pbx.name}: its protocol cannot transfer calls"
+        raise CallError(EndReason(EndKind.NOT_ACCEPTABLE, detail))
+
+    async def hold(self, held: bool) -> None:
+        """Neither protocol can."""
+        detail = f"[[pbx]] {self.pbx.name}: its protocol cannot hold calls"
+        raise CallError(EndReason(EndKind.NOT_ACCEPTABLE, detail))
 
     async def stats(self) -> LegStats:
         return self._read_stats()

@@ -255,6 +255,8 @@ void BridgeCall::makeCallBy(const std::string& uri, const pj::CallOpParam& prm, 
   undo();
 }
 
+void BridgeCall::setSilent(bool silent) { sources_->silent.store(silent, std::memory_order_relaxed); }
+
 RtpStats BridgeCall::rtpStats() {
   RtpStats stats = before_;
   stats.running = stats.receiving = stats.sending = false;

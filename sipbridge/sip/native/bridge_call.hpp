@@ -50,6 +50,8 @@ class BridgeCall : public pj::Call {
   // the ordinary way. The message does not show it; over TLS the certificate has to name the host.
   void makeCallBy(const std::string& uri, const pj::CallOpParam& prm, const std::string& next_hop)
       PJSUA2_THROW(pj::Error);
+  // The far side is sent silence instead of what its leg is given, until this is taken back. Any thread.
+  void setSilent(bool silent);
   RtpStats rtpStats();
   // RFC 4733 was agreed on for what we send.
   bool canSendTelephoneEvents();

@@ -30,6 +30,7 @@ struct MediaSources {
   std::atomic<unsigned long long> foreign_packets{0};
   std::atomic<unsigned> packets{0};  // RTP that was let through
   std::atomic<unsigned> late_packets{0}, reordered_packets{0}, repeated_packets{0};  // late: and so not heard
+  std::atomic<bool> silent{false};  // the far side is on hold, and is sent silence
   RtpFeed* feed = nullptr;  // of the stream that is attached; for the clock's thread
 };
 

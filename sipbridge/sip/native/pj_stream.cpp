@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <utility>
+#include <vector>
 
 PjStream::PjStream(pjmedia_stream* stream, std::shared_ptr<MediaSources> sources)
     : common_(reinterpret_cast<pjmedia_stream_common*>(stream)), sources_(std::move(sources)) {
@@ -66,10 +67,12 @@ unsigned PjStream::late() {
 }
 
 void PjStream::put(const int16_t* samples) {
+  static const std::vector<int16_t> kSilence(48000 * 120 / 1000);  // no codec has longer frames
+  const bool silent = sources_->silent.load(std::memory_order_relaxed) && frame_samples_ <= kSilence.size();
   pjmedia_frame frame;
   std::memset(&frame, 0, sizeof frame);
   frame.type = PJMEDIA_FRAME_TYPE_AUDIO;
-  frame.buf = const_cast<int16_t*>(samples);
+  frame.buf = const_cast<int16_t*>(silent ? kSilence.data() : samples);
   frame.size = frame_samples_ * sizeof(int16_t);
   frame.timestamp.u64 = sent_samples_;
   sent_samples_ += frame_samples_;
