@@ -483,7 +483,11 @@ class LiveKitOptions(_Table):
     room: Annotated[
         dict[str, Any], AfterValidator(_check_parameters), AfterValidator(_check_room_configuration)
     ] = {}  # LiveKit's RoomConfiguration, for a room that this call opens
-    allow: Annotated[tuple[Literal["hangup", "dtmf", "play"], ...], _LIST, _UNIQUE] = ("hangup", "dtmf")
+    allow: Annotated[tuple[Literal["hangup", "dtmf", "hold", "transfer", "play"], ...], _LIST, _UNIQUE] = (
+        "hangup",
+        "dtmf",
+        "hold",
+    )
 
 
 class RuleConfig(_Table):
@@ -534,7 +538,11 @@ class AgentConfig(_Table):
     reconnect_s: Seconds = 10.0  # for how long a lost connection is tried again
     reconnect_prompt: SoundPath | None = None  # a sound file, heard meanwhile; None: silence
     max_buffer_s: Annotated[Seconds, Field(ge=1)] = 120.0  # of its speech; then it is not read from
-    allow: Annotated[tuple[Literal["hangup", "dtmf"], ...], _LIST, _UNIQUE] = ("hangup", "dtmf")
+    allow: Annotated[tuple[Literal["hangup", "dtmf", "hold", "transfer"], ...], _LIST, _UNIQUE] = (
+        "hangup",
+        "dtmf",
+        "hold",
+    )
     vad: VadConfig | None = None  # None: the agent finds out by itself who speaks
 
     @model_validator(mode="after")

@@ -674,7 +674,7 @@ url = "ws://127.0.0.1:8765"
         ("parameters = { at = 2026-11-21 }", "cannot be said in JSON"),
         ('token = { env = "NOBODY" }', "the environment variable NOBODY is not set"),
         ('reconnect_prompt = "nothing.wav"', "there is no file"),
-        ('allow = ["transfer"]', '[[agent]] "desk" allow'),
+        ('allow = ["dance"]', '[[agent]] "desk" allow'),
         ("frame_ms = 25", '[[agent]] "desk" frame_ms'),
         ("[agent.vad]\nstart_ms = -1", '[[agent]] "desk" vad.start_ms'),
         ('[[agent]]\nname = "desk"\nurl = "ws://x"', 'there is already an agent "desk"'),

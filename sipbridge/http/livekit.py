@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""LiveKit's calls out, as its server has them: ``/twirp/livekit.SIP/CreateSIPParticipant``.
+"""LiveKit's requests of calls, as its server has them: ``CreateSIPParticipant``, ``TransferSIPParticipant``.
 
 A program that dials with LiveKit's own client needs nothing but our address in place of the server's. Who
 may is decided by LiveKit's token, made with the key and secret of ``[livekit]``. Errors are Twirp's; those
@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.json_format import MessageToDict, Parse, ParseError
 from google.protobuf.message import DecodeError, Message
 from livekit.protocol.sip import (
@@ -90,7 +91,8 @@ async def _answer(calls: CallRegistry, config: LiveKitConfig, method: str, reque
         admin = grants.video.get("roomAdmin") and grants.video.get("room") == transfer.room_name
         if not (admin and grants.sip.get("call")):
             raise _TwirpError("permission_denied", "the token needs roomAdmin of the room, and sip.call")
-        raise _TwirpError("unimplemented", "sipbridge cannot transfer calls yet")
+        await _transfer(calls, transfer)
+        return _reply(request, Empty())
     if "SIP" in method:
         raise _TwirpError("unimplemented", f"{method}: trunks and rules are in the configuration file")
     raise _TwirpError("bad_route", f"there is no method {method}")
@@ -146,15 +148,33 @@ async def _create(calls: CallRegistry, wanted: CreateSIPParticipantRequest) -> S
     except CallError as error:
         end = error.reason
     if end is not None:
-        code = end.sip_code or end.code
-        raise _TwirpError(
-            _CODE_OF_SIP.get(code, "failed_precondition" if code >= 500 else "invalid_argument"),
-            f"the call failed: sip status: {code} ({end.detail})",
-            sip_status_code=str(code),
-            sip_status=end.detail,
-        )
+        raise _failure("the call", end)
     return SIPParticipantInfo(
         participant_identity=dial.participant.identity, room_name=wanted.room_name, sip_call_id=call_id
+    )
+
+
+async def _transfer(calls: CallRegistry, wanted: TransferSIPParticipantRequest) -> None:
+    if not wanted.transfer_to:
+        raise _TwirpError("invalid_argument", "transfer_to is missing: a sip: or tel: URI, or a number")
+    if wanted.headers:
+        raise _TwirpError("invalid_argument", "headers: a transfer carries none")
+    try:
+        call_id = calls.find_participant(f"livekit:{wanted.room_name}", wanted.participant_identity)
+        await calls.transfer(call_id, wanted.transfer_to)
+    except LookupError as error:
+        raise _TwirpError("not_found", str(error)) from None
+    except CallError as error:
+        raise _failure("the transfer", error.reason) from None
+
+
+def _failure(what: str, end: EndReason) -> _TwirpError:
+    code = end.sip_code or end.code
+    return _TwirpError(
+        _CODE_OF_SIP.get(code, "failed_precondition" if code >= 500 else "invalid_argument"),
+        f"{what} failed: sip status: {code} ({end.detail})",
+        sip_status_code=str(code),
+        sip_status=end.detail,
     )
 
 

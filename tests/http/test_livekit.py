@@ -19,7 +19,7 @@ from livekit.protocol.sip import (
 from pydantic import SecretStr
 
 from sipbridge.config import LiveKitConfig
-from sipbridge.errors import ConfigError, EndKind, EndReason, Party
+from sipbridge.errors import CallError, ConfigError, EndKind, EndReason, Party
 from sipbridge.http.api import create_api
 from tests.support.fake_calls import FakeCalls
 
@@ -189,13 +189,32 @@ def test_another_secret(calls: FakeCalls) -> None:
     assert calls.requests == []
 
 
-def test_transfers_and_trunks_are_refused_in_words(calls: FakeCalls) -> None:
+def test_a_participant_is_transferred(calls: FakeCalls) -> None:
+    """Found by room and identity; its failures have LiveKit's codes."""
+    wanted = TransferSIPParticipantRequest(participant_identity="1001", room_name="r", transfer_to="tel:1")
+    stranger = TransferSIPParticipantRequest(participant_identity="7", room_name="r", transfer_to="tel:1")
+    nowhere = TransferSIPParticipantRequest(participant_identity="1001", room_name="r")
+    calls.add("c1", target="livekit:r")
+
     async def ask(client: api.LiveKitAPI) -> None:
-        with pytest.raises(api.TwirpError, match="cannot transfer") as caught:
-            await client.sip.transfer_sip_participant(
-                TransferSIPParticipantRequest(participant_identity="a", room_name="r", transfer_to="tel:1")
-            )
-        assert caught.value.code == "unimplemented"
+        for request, code in ((stranger, "not_found"), (nowhere, "invalid_argument")):
+            with pytest.raises(api.TwirpError) as caught:
+                await client.sip.transfer_sip_participant(request)
+            assert caught.value.code == code
+        calls.error = CallError(EndReason(EndKind.BUSY, "Busy Here", Party.CALLER, 486))
+        with pytest.raises(api.TwirpError, match="486 Busy Here") as caught:
+            await client.sip.transfer_sip_participant(wanted)
+        assert caught.value.code == "resource_exhausted"
+        assert caught.value.metadata["sip_status_code"] == "486"
+        calls.error = None
+        await client.sip.transfer_sip_participant(wanted)
+
+    run(calls, ask)
+    assert calls.transfers == [("c1", "tel:1")]
+
+
+def test_trunks_are_refused_in_words(calls: FakeCalls) -> None:
+    async def ask(client: api.LiveKitAPI) -> None:
         with pytest.raises(api.TwirpError, match="configuration file") as caught:
             await client.sip.list_outbound_trunk(api.ListSIPOutboundTrunkRequest())
         assert caught.value.code == "unimplemented"

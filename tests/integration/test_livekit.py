@@ -287,7 +287,7 @@ def test_an_agent_presses_keys_and_hangs_up(bridge: Server, join: Any, call: Mak
     assert [digit.digit for digit in party.rtp.wait_digits("12")] == ["1", "2"]
     headers = json.loads(ask("lk.sip.GetRemoteHeaders")["payload"])["headers"]
     assert headers["X-Customer"] == "4711"
-    assert ask("sip.transfer", to="tel:1") == {"code": 1500, "message": "sipbridge cannot do this yet"}
+    assert ask("sip.transfer", to="tel:1") == {"code": 1500, "message": "transfer is not allowed here"}
     assert ask("sip.play", file="x.wav")["code"] == 1500
     assert ask("dance")["code"] == 1400
     assert ask("lk.sip.EndCall") == {"payload": "{}"}

@@ -22,12 +22,12 @@ With one track and one rate everything is handed on natively. Everything here li
 import asyncio
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import PurePath
 from typing import Any
 
 from sipbridge.config import LiveKitOptions
-from sipbridge.errors import EndKind, EndReason, MediaError, Party, RtcError
+from sipbridge.errors import CallError, EndKind, EndReason, MediaError, Party, RtcError
 from sipbridge.log import get_logger
 from sipbridge.media import tones
 from sipbridge.media.loop import Channel, Room, Source
@@ -97,6 +97,7 @@ class LiveKitConnection(RtcConnection):
         self._reader = PacketReader()
         self._out: TrackPort | None = None  # of our track
         self._heard: dict[AudioTrack, TrackPort] = {}
+        self._serving: set[asyncio.Task[None]] = set()  # methods that wait for the telephone
         self._attached = False
         self._join: JoinRequest
         self._port: PlaybackQueue
@@ -126,6 +127,7 @@ class LiveKitConnection(RtcConnection):
         elif self.rings:
             self._status = "ringing"
         self._participant = describe(join, self._options, self._status)
+        self.identity = self._participant.identity
         self._joined = asyncio.get_running_loop().create_future()
         self._task = asyncio.ensure_future(self._live(self._joined))
         if self._options.start == "now" and join.direction == "inbound":
@@ -397,14 +399,18 @@ class LiveKitConnection(RtcConnection):
         if session is None:
             return
         session.send_packet(packets.acknowledgement(call))
+        slow = {"sip.hold": self._hold, "sip.transfer": self._transfer}.get(call.method)
+        if slow is not None:
+            task = asyncio.ensure_future(self._serve_slowly(call, slow))
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
+            return
         methods: Mapping[str, Callable[[Any], str]] = {
             "lk.sip.EndCall": self._end_call,
             "lk.sip.GetRemoteHeaders": self._tell_headers,
             "sip.hangup": self._end_call,
             "sip.dtmf": self._press,
             "sip.play": self._play,
-            "sip.hold": self._refuse,
-            "sip.transfer": self._refuse,
         }
         try:
             method = methods.get(call.method)
@@ -415,6 +421,34 @@ class LiveKitConnection(RtcConnection):
             session.send_packet(packets.failure(call, error))
         else:
             session.send_packet(packets.result(call, answer))
+
+    async def _serve_slowly(
+        self, call: MethodCall, method: Callable[[Any], Coroutine[Any, Any, None]]
+    ) -> None:
+        """One whose answer has to wait for the telephone; the caller's own time limit holds for it."""
+        try:
+            await method(_read_payload(call))
+        except MethodError as error:
+            answer = packets.failure(call, error)
+        except CallError as error:
+            answer = packets.failure(call, MethodError(APPLICATION_ERROR, str(error)))
+        else:
+            answer = packets.result(call, "{}")
+        if self._session is not None:
+            self._session.send_packet(answer)
+
+    async def _transfer(self, payload: Any) -> None:
+        self._check_allowed("transfer")
+        to = payload.get("to") if isinstance(payload, dict) else payload
+        to = str(to) if isinstance(to, str | int) else ""
+        if not to:
+            raise MethodError(APPLICATION_ERROR, 'expected {"to": "200"}, or a sip: URI')
+        await self._listener.transfer(to)
+
+    async def _hold(self, payload: Any) -> None:
+        self._check_allowed("hold")
+        held = payload.get("hold", True) if isinstance(payload, dict) else True
+        await self._listener.hold(bool(held))
 
     def _check_allowed(self, wish: str) -> None:
         if wish not in self._options.allow:
@@ -464,9 +498,6 @@ class LiveKitConnection(RtcConnection):
                 if (not include or name.lower() in include) and name.lower() not in exclude
             }
         return json.dumps({"headers": headers})
-
-    def _refuse(self, payload: Any) -> str:
-        raise MethodError(APPLICATION_ERROR, "sipbridge cannot do this yet")
 
     # --- the telephone's side
 

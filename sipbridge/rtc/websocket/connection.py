@@ -15,7 +15,7 @@ Everything here lives on the event loop; the media thread meets `FramePump` and 
 import asyncio
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -34,9 +34,10 @@ from sipbridge.rtc.websocket.protocol import (
     Digits,
     Event,
     Hangup,
+    Hold,
     Message,
     Protocol,
-    Unsupported,
+    Transfer,
     load_protocol,
 )
 from sipbridge.rtc.websocket.pump import get_pump
@@ -44,6 +45,7 @@ from sipbridge.rtc.websocket.session import Converter, Notes, Session, SpeechSes
 from sipbridge.rtc.websocket.transport import ConnectError, open_transport
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0  # between attempts to reconnect
+_WISHES = {Digits: "dtmf", Hangup: "hangup", Transfer: "transfer", Hold: "hold"}
 _FIELD = re.compile(r"\{(caller|callee|call_id|header:[^{}]+)\}")
 
 
@@ -93,6 +95,7 @@ class WebSocketConnection(RtcConnection):
         self._session: SpeechSession | None = None  # the one that is open
         self._opening: asyncio.Future[None] | None = None  # done when the agent is ready, or never will be
         self._task: asyncio.Task[None] | None = None
+        self._asking: set[asyncio.Task[None]] = set()  # of the call, for the agent
         self._url_index = 0
         self.notes: Notes
         self._port: PlaybackQueue
@@ -326,13 +329,34 @@ class WebSocketConnection(RtcConnection):
                     self._speech.mark(lambda cleared: self._hang_up(reason))
                 else:
                     self._hang_up(reason)
-            case Digits() | Hangup():
-                wish = "dtmf" if isinstance(event, Digits) else "hangup"
+            case Transfer(to) if "transfer" in allow:
+                ask = functools.partial(self._ask, session, "transfer", self._listener.transfer, to)
+                if self._speech.queued:  # "I put you through" is heard first
+                    self._speech.mark(lambda cleared: ask())
+                else:
+                    ask()
+            case Hold(held) if "hold" in allow:
+                self._ask(session, "hold", self._listener.hold, held)
+            case Digits() | Hangup() | Transfer() | Hold():
+                wish = _WISHES[type(event)]
                 self.notes.warn(wish, "the agent asks for what its configuration does not allow", wish=wish)
-                session.send(session.protocol.refused(wish))
-            case Unsupported(wish):
-                self.notes.warn(wish, "the agent asks for what this bridge cannot do", wish=wish)
-                session.send(session.protocol.refused(wish))
+                session.send(session.protocol.refused(wish, f'"{wish}" is not in its "allow"'))
+
+    def _ask[T](
+        self, session: Session, wish: str, fulfil: Callable[[T], Coroutine[Any, Any, None]], argument: T
+    ) -> None:
+        """Asks it of the call, and tells the agent when it is not done."""
+
+        async def ask() -> None:
+            try:
+                await fulfil(argument)
+            except CallError as error:
+                self.notes.warn(wish, "what the agent asks for cannot be done", wish=wish, reason=str(error))
+                session.send(session.protocol.refused(wish, str(error)))
+
+        task = asyncio.ensure_future(ask())
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
 
     def _hang_up(self, reason: EndReason) -> None:
         if not self._closed:

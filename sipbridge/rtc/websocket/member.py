@@ -31,8 +31,9 @@ from sipbridge.rtc.websocket.protocol import (
     Digits,
     Event,
     Hangup,
+    Hold,
     Message,
-    Unsupported,
+    Transfer,
     load_protocol,
 )
 from sipbridge.rtc.websocket.pump import get_pump
@@ -169,9 +170,10 @@ class ProgramMember:
                 if not after_speech:
                     self._speech.clear()
                 session.lost(True, "it has asked to leave")
-            case Unsupported(wish):
-                self.notes.warn(wish, "the program asks for what this bridge cannot do", wish=wish)
-                session.send(self._codec.refused(wish))
+            case Transfer() | Hold():
+                wish = "transfer" if isinstance(event, Transfer) else "hold"
+                self.notes.warn(wish, "the program asks for what is a call's alone", wish=wish)
+                session.send(self._codec.refused(wish, "a program in a room has no call of its own"))
 
     def failed(self, detail: str) -> EndReason:
         return EndReason(EndKind.CHANNEL_FAILED, detail, Party.CHANNEL)

@@ -30,6 +30,7 @@ from sipbridge.rtc.websocket.protocol import (
     Protocol,
     Ready,
     Samples,
+    Transfer,
     Unknown,
     Wire,
     format_base64,
@@ -180,6 +181,8 @@ class OpenaiProtocol(Protocol):
                 return (Hangup(after_speech=True),)
             case "press_keys" if isinstance(arguments, dict):
                 return (Digits(get_text(arguments, "keys")),)
+            case "transfer" if isinstance(arguments, dict):
+                return (Transfer(get_text(arguments, "to")),)
             case name:
                 call = {"name": name, "call_id": message.get("call_id"), "arguments": arguments}
                 return (Message("function_call", json.dumps(call)),)

@@ -89,10 +89,17 @@ class Hangup:
 
 
 @dataclass(frozen=True, slots=True)
-class Unsupported:
-    """A wish that is understood and cannot be fulfilled."""
+class Transfer:
+    """The telephone shall call somebody else instead; `Protocol.refused` tells when it does not."""
 
-    what: str
+    to: str  # a sip: URI, or a number at the telephone's server
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The telephone shall wait in silence, or wait no more."""
+
+    held: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +137,8 @@ type Event = (
     | Digits
     | Hangup
     | Begun
-    | Unsupported
+    | Transfer
+    | Hold
     | Unknown
     | Broken
 )
@@ -208,8 +216,8 @@ class Protocol(abc.ABC):
         """Playback was cleared at `position`, counted in samples of all `Audio` that `receive` gave."""
         return ()
 
-    def refused(self, wish: str) -> Sequence[Wire]:
-        """What the agent asked of the call ("hangup", "dtmf", "transfer" …) is not done."""
+    def refused(self, wish: str, reason: str) -> Sequence[Wire]:
+        """What the agent asked of the call ("hangup", "dtmf", "transfer", "hold") is not done."""
         return ()
 
     def status(self, queued_ms: int) -> Sequence[Wire]:

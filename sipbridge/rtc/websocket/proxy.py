@@ -13,7 +13,7 @@
      "event": "played" | "cleared"}               {"type": "transfer", "to": "…"}, {"type": "hold"}
     {"type": "speech_started"}, and _stopped,
      where the configuration has a detector
-    {"type": "refused", "request": "transfer"}
+    {"type": "refused", "request": "transfer", "reason": "…"}
     {"type": "joined", "identity": "…"}, and left,
      to a program in a room
 
@@ -32,12 +32,13 @@ from sipbridge.rtc.websocket.protocol import (
     Digits,
     Event,
     Hangup,
+    Hold,
     Mark,
     Message,
     Protocol,
     Samples,
+    Transfer,
     Unknown,
-    Unsupported,
     Wire,
     format_pcm,
     get_text,
@@ -74,8 +75,8 @@ class ProxyProtocol(Protocol):
         event = "cleared" if cleared else "played"
         return (json.dumps({"type": "mark", "name": mark.name, "event": event}),)
 
-    def refused(self, wish: str) -> Sequence[Wire]:
-        return (json.dumps({"type": "refused", "request": wish}),)
+    def refused(self, wish: str, reason: str) -> Sequence[Wire]:
+        return (json.dumps({"type": "refused", "request": wish, "reason": reason}),)
 
     def receive(self, data: Wire) -> Sequence[Event]:
         try:
@@ -93,8 +94,10 @@ class ProxyProtocol(Protocol):
                     return (Digits(get_text(message, "digits")),)
                 case "hangup":
                     return (Hangup(after_speech=True),)
-                case "transfer" | "hold" | "unhold" as wish:
-                    return (Unsupported(wish),)
+                case "transfer":
+                    return (Transfer(get_text(message, "to")),)
+                case "hold" | "unhold" as wish:
+                    return (Hold(wish == "hold"),)
                 case other:
                     return (Unknown(f"a message of type {other!r}"),)
         except BrokenError as error:

@@ -15,7 +15,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection
 
 from sipbridge.config import AgentConfig, Config, VadConfig
-from sipbridge.errors import EndKind, RtcError
+from sipbridge.errors import EndKind, EndReason, Party, RtcError
 from sipbridge.media.tones import Tone
 from sipbridge.routing import Target
 from sipbridge.rtc.base import RtcConnection
@@ -299,6 +299,24 @@ async def test_wishes_that_are_not_allowed(caplog: pytest.LogCaptureFixture) -> 
     warnings = [record for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 3
     assert all("5f2c9e0a1b7d" in str(record.msg) for record in warnings)
+
+
+@in_real_time
+async def test_transfer_waits_for_what_was_said() -> None:
+    """One that fails is told to the agent, which speaks on."""
+    speech = audio.tone(AGENT_HZ, 0.5, 16000).tobytes()
+    talk = says({"type": "hold"}, {"type": "unhold"}, speech, {"type": "transfer", "to": "200"})
+    async with agent(talk) as server:
+        config = configure(server.url, allow=("hold", "transfer"))
+        line = Line()
+        line.refusal = EndReason(EndKind.BUSY, "Busy Here", Party.CALLER, 486)
+        async with call(config, "agent:a", line):
+            await until(lambda: ("transfer", "200") in line.told)
+            assert line.told == [("hold", True), ("hold", False), ("transfer", "200")]
+            assert len([1 for _, frame in line.heard_frames if np.abs(frame).max() > 500]) >= 25
+            await until(lambda: server.objects(type="refused", request="transfer"))
+            (refused,) = server.objects(type="refused", request="transfer")
+            assert refused["reason"] == "486 Busy Here"
 
 
 # ---------------------------------------------------------------- connecting

@@ -19,6 +19,7 @@ from sipbridge.rtc.websocket.protocol import (
     Hangup,
     Message,
     Ready,
+    Transfer,
     Unknown,
 )
 from tests.support import audio
@@ -159,6 +160,7 @@ def test_tools_of_ours_and_of_others() -> None:
     kind = "response.function_call_arguments.done"
     assert say(protocol, kind, name="hangup", arguments="{}", **call) == [Hangup(after_speech=True)]
     assert say(protocol, kind, name="press_keys", arguments='{"keys":"1w2"}', **call) == [Digits("1w2")]
+    assert say(protocol, kind, name="transfer", arguments='{"to":"200"}', **call) == [Transfer("200")]
     (message,) = say(protocol, kind, name="weather", arguments='{"city":"Ulm"}', **call)
     assert isinstance(message, Message)
     assert message.topic == "function_call"

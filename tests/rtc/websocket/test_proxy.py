@@ -10,10 +10,11 @@ from sipbridge.rtc.websocket.protocol import (
     Conversation,
     Digits,
     Hangup,
+    Hold,
     Mark,
     Message,
+    Transfer,
     Unknown,
-    Unsupported,
 )
 from sipbridge.rtc.websocket.proxy import ProxyProtocol
 
@@ -43,7 +44,7 @@ def test_what_the_agent_is_told() -> None:
         *protocol.mark_reached(Mark("n"), True),
         *protocol.speech(True),
         *protocol.speech(False),
-        *protocol.refused("transfer"),
+        *protocol.refused("transfer", "busy"),
     ]
     assert [json.loads(str(message)) for message in told] == [
         {"type": "dtmf", "digit": "5", "durationMs": 160},
@@ -52,7 +53,7 @@ def test_what_the_agent_is_told() -> None:
         {"type": "mark", "name": "n", "event": "cleared"},
         {"type": "speech_started"},
         {"type": "speech_stopped"},
-        {"type": "refused", "request": "transfer"},
+        {"type": "refused", "request": "transfer", "reason": "busy"},
     ]
 
 
@@ -69,6 +70,8 @@ def test_what_the_agent_says() -> None:
         {"type": "hangup"},
         {"type": "transfer", "to": "200"},
         {"type": "hold"},
+        {"type": "unhold"},
+        {"type": "transfer"},
         {"type": "sing"},
         {"type": "text"},
     ]
@@ -78,8 +81,10 @@ def test_what_the_agent_says() -> None:
         Mark("m"),
         Digits("1w2#"),
         Hangup(after_speech=True),
-        Unsupported("transfer"),
-        Unsupported("hold"),
+        Transfer("200"),
+        Hold(True),
+        Hold(False),
+        Broken('a message without the text "to"'),
         Unknown("a message of type 'sing'"),
         Broken('a message without the text "content"'),
     ]
