@@ -92,6 +92,7 @@ $(MADE)/bench: $(MADE)/runtime
 $(MADE)/development: $(MADE)/bench
 	@echo "installing Python packages for tests and checks ..."
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps pipecat-ai
 	@touch $@
 
 $(MADE)/test-packages: $(NATIVE)/build.py | $(MADE)/venv

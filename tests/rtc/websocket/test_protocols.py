@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What all protocols have in common, and what pipecat's serializers said to three of them."""
+"""What all protocols have in common."""
 
 import importlib.metadata
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,19 +9,13 @@ import pytest
 
 from sipbridge.rtc.websocket import protocol as protocols
 from sipbridge.rtc.websocket.protocol import (
-    Audio,
     Broken,
-    Clear,
     Conversation,
     Protocol,
     Unknown,
     Wire,
     load_protocol,
-    parse_base64,
 )
-from tests.support import audio
-
-PIPECAT = json.loads(Path(__file__).with_name("pipecat.json").read_text())
 
 
 def make(name: str, **changes: Any) -> Protocol:
@@ -131,19 +123,3 @@ def test_a_protocol_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_protocol_that_is_not_there() -> None:
     with pytest.raises(LookupError, match="no protocol 'twillio': expected one of asterisk, "):
         load_protocol("twillio")
-
-
-@pytest.mark.parametrize("name", ["twilio", "telnyx", "vonage"])
-def test_pipecat_is_understood(name: str) -> None:
-    """The 440 Hz that a pipeline played, then its interruption (see record_pipecat.py)."""
-    protocol = make(name)
-    protocol.start()
-    events = [
-        event
-        for item in PIPECAT[name]
-        for event in protocol.receive(item["text"] if "text" in item else parse_base64(item["binary"]))
-    ]
-    assert events[-1] == Clear()
-    heard = np.concatenate([event.samples for event in events[:-1] if isinstance(event, Audio)])
-    assert len(heard) > 0.05 * protocol.receive_rate_hz
-    assert audio.find_tone(heard, protocol.receive_rate_hz) == pytest.approx(440, abs=5)
