@@ -45,7 +45,6 @@ def pieces(hz: float, rate_hz: int) -> Samples:
     return audio.tone(hz, 0.4, rate_hz).reshape(PIECES, -1)
 
 
-@pytest.mark.filterwarnings("ignore:.*audio_in_sample_rate:DeprecationWarning")  # pipecat's own
 def test_they_understand_each_other(name: str) -> None:
     """A tone each way, a key, an interruption."""
     frames: Any = importlib.import_module("pipecat.frames.frames")
