@@ -16,11 +16,10 @@ from tests.support.rtp import RtpLoop, RtpPeer
 from tests.support.server import Server
 from tests.support.sip_agent import SipAgent
 from tests.support.sipp import Sipp
-from tests.support.stalls import StallWatch
+from tests.support.stalls import TRIES_AFTER_STALL, StallWatch
 
 SHARED_SERVER = pytest.StashKey[Server]()
 STALLS = pytest.StashKey[StallWatch]()
-_TRIES_AFTER_STALL = 2
 
 
 @pytest.hookimpl(trylast=True)
@@ -29,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     watch = config.stash[STALLS] = StallWatch(Path(tempfile.mkstemp(prefix="stalls")[1]))
     config.add_cleanup(watch.close)
     for item in items:
-        item.add_marker(pytest.mark.flaky(reruns=_TRIES_AFTER_STALL, condition=watch.has_stalled))
+        item.add_marker(pytest.mark.flaky(reruns=TRIES_AFTER_STALL, condition=watch.has_stalled))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,6 +12,7 @@ import pytest
 
 from sipbridge.loadtest import generator, measure, speech
 from sipbridge.loadtest.measure import Load
+from tests.conftest import STALLS
 from tests.support.ports import free_udp_range
 
 type Raw = dict[str, Any]
@@ -37,11 +38,15 @@ LOADS = {
 
 
 @pytest.fixture(scope="module")
-def runs() -> Mapping[str, Raw]:
+def runs(pytestconfig: pytest.Config) -> Mapping[str, Raw]:
     """The raw result of each, all run at the same time: they take little."""
     speech.prepare()
     for load in LOADS.values():
         generator.build(load.codec_names)
+    return pytestconfig.stash[STALLS].undisturbed(_run_all)
+
+
+def _run_all() -> Mapping[str, Raw]:
     with concurrent.futures.ThreadPoolExecutor(len(LOADS)) as pool:
         results = pool.map(
             lambda load: generator.run(load.arguments(), {}, codecs=load.codec_names), LOADS.values()

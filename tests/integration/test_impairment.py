@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from bench import quality
+from tests.conftest import STALLS
 from tests.support import audio
 from tests.support.codecs import Pcmu, Samples
 from tests.support.follow import Followed, follow, lay_out
@@ -109,8 +110,12 @@ def _talk(server: Server, loop: RtpLoop, impairment: Impairment, seed: int) -> T
 
 
 @pytest.fixture(scope="module")
-def talks(server: Server, rtp_loop: RtpLoop) -> dict[str, Talk]:
-    """All calls, over and hung up."""
+def talks(pytestconfig: pytest.Config, server: Server, rtp_loop: RtpLoop) -> dict[str, Talk]:
+    """All calls, over and hung up; once more where the machine stood still meanwhile."""
+    return pytestconfig.stash[STALLS].undisturbed(lambda: _talks(server, rtp_loop))
+
+
+def _talks(server: Server, rtp_loop: RtpLoop) -> dict[str, Talk]:
     names = {**LOSS, **{f"jitter {jitter_ms} ms": Impairment() for jitter_ms in JITTER_MS}}
     talks = {
         name: _talk(server, rtp_loop, impairment, seed)
