@@ -46,7 +46,7 @@ class StallWatch:
         return _stolen_s() - self._begin_stolen_s > _STOLEN_SHARE * cores * (now_s - self._begin_s)
 
     def undisturbed[T](self, measure: Callable[[], T]) -> T:
-        """What it gives; it is done again where the machine has stalled meanwhile, TRIES_AFTER_STALL times."""
+        """What it gives; done again, TRIES_AFTER_STALL times, where the machine has stalled meanwhile."""
         for _ in range(TRIES_AFTER_STALL):
             self.begin()
             measured = measure()

@@ -106,7 +106,8 @@ struct Leg {
   int64_t due = 0, phase = 0;
   int64_t first_sent = 0;
   int burst_frame = 0;  // which of the 50 frames of a second
-  double sent_phase_ms = -1;  // of its first measured packet within 20 ms
+  double sent_phase_ms = -1;  // within 20 ms, of the measured packet that left most in time
+  int64_t least_late = 0;     // how late that was
   std::vector<uint32_t> lost_frames;  // of those measured, counted from `measured_frame`
   uint32_t measured_frame = 0;
   std::unique_ptr<Said> said;          // of a talker of speech
@@ -386,9 +387,10 @@ void sendFrame(Leg& leg) {
   }
   if (leg.said) leg.said->sent(leg.frames, now);
   if (measuring) {
-    if (leg.sent_phase_ms < 0) {
+    if (leg.sent_phase_ms < 0) leg.measured_frame = leg.frames;
+    if (leg.sent_phase_ms < 0 || now - leg.due < leg.least_late) {
       leg.sent_phase_ms = double(now % kFrame) / kMs;
-      leg.measured_frame = leg.frames;
+      leg.least_late = now - leg.due;
     }
     ++rtp_sent;
     if (!leaves) {
