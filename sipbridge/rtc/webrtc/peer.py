@@ -474,6 +474,7 @@ class Channel:
     def __init__(self, native: "dc.DataChannel", remotes: RemotePorts, post: Callable[..., None]) -> None:
         self.label = str(native.label())
         self.opened = asyncio.Event()
+        self.on_opened: Callable[[], None] | None = None
         self.on_message: Callable[[str | bytes], None] | None = None
         self.on_closed: Callable[[], None] | None = None
         self.native = native
@@ -502,7 +503,7 @@ class Channel:
             if not self.native.is_open():
                 return
             self._was_open = True
-            self._post(self.opened.set)
+            self._post(self._on_opened)
         for _ in range(_MESSAGES_A_POLL):
             message = self.native.receive()
             if message is None:
@@ -513,6 +514,11 @@ class Channel:
         if self.native.is_closed():
             self._was_closed = True
             self._post(self._on_closed)
+
+    def _on_opened(self) -> None:
+        self.opened.set()
+        if self.on_opened is not None:
+            self.on_opened()
 
     def _on_message(self, message: str | bytes) -> None:
         if self.on_message is not None:

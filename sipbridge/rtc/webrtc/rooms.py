@@ -239,6 +239,12 @@ class Browser:
             return
         self._channel = channel
         channel.on_message = self._on_message
+        if channel.opened.is_set():
+            self._welcome()
+        else:
+            channel.on_opened = self._welcome
+
+    def _welcome(self) -> None:
         others = self._context.rooms.others(self._member) if self._member is not None else []
         self.tell(
             "welcome",
