@@ -108,6 +108,7 @@ def test_two_browsers_talk_until_one_is_closed(start_server: StartServer, browse
     server = start_server(CONFIG)
     ada, grace = (join(browser, server, "demo", name) for name in ("Ada", "Grace"))
     shows(ada, "Grace has joined")
+    shows(grace, "Ada")
     grace.evaluate(_EAR)
     grace.wait(f"(heard => Math.abs(heard.hz - {MICROPHONE_HZ}) < 20 && heard.db > -60)({_HEARD})")
     ada.type("#words", "Hello")
@@ -120,8 +121,12 @@ def test_two_browsers_talk_until_one_is_closed(start_server: StartServer, browse
     assert "This link has no key" in stranger.text()
     assert stranger.evaluate("document.documentElement.scrollWidth") <= 360
     expired = browser.open(f"{server.base_url}/rooms/demo#1.{43 * 'A'}")
-    expired.click("#join")
     shows(expired, "This link is no longer valid")
+    forged = browser.open(f"{server.base_url}/rooms/demo#{2**40}.{43 * 'A'}")
+    forged.click("#join")
+    shows(forged, "This link is no longer valid")
+    server.terminate()
+    shows(ada, "The server has ended the connection: the server stops")
 
 
 def test_who_vanishes_and_who_never_comes(start_server: StartServer, browser: Chromium) -> None:

@@ -9,6 +9,7 @@ const gatherMs = 2000;
 const lookMs = 1000;
 const quietDbfs = -60;
 const mostLines = 200;
+const noLongerValid = "This link is no longer valid. Ask for a new one.";
 
 const at = (id) => document.getElementById(id);
 let call = null; // while inside: what belongs to this one stay
@@ -24,6 +25,8 @@ for (const key of "123456789*0#") {
 if (!token) {
   fail("This link has no key. Ask whoever runs the bridge for one: sipbridge link " + room);
   at("join").disabled = true;
+} else if (parseInt(token, 10) * 1000 < Date.now()) {
+  fail(noLongerValid); // by this device's clock, so joining may be tried all the same
 }
 
 at("entry").addEventListener("submit", (event) => {
@@ -43,6 +46,7 @@ at("mute").addEventListener("click", () => {
   const muted = at("mute").getAttribute("aria-pressed") !== "true";
   at("mute").setAttribute("aria-pressed", String(muted));
   at("mute").textContent = muted ? "Muted" : "Mute";
+  call.members.get("").querySelector("span").textContent = muted ? "You (muted)" : "You";
   for (const track of call.microphone.getAudioTracks()) track.enabled = !muted;
 });
 at("keys").addEventListener("click", () => {
@@ -119,7 +123,7 @@ async function post(sdp) {
   } catch {
     throw new Error("The server cannot be reached.");
   }
-  if (answer.status === 401) throw new Error("This link is no longer valid. Ask for a new one.");
+  if (answer.status === 401) throw new Error(noLongerValid);
   const text = await answer.text();
   if (!answer.ok) throw new Error(`The server says: ${detail(text) || answer.status}`);
   return { sdp: text, location: answer.headers.get("Location") };
@@ -155,10 +159,14 @@ function enter(mine) {
 function follow(mine) {
   if (mine.over) return;
   const now = mine.peer.connectionState;
-  if (now === "connected") state("Connected", true);
+  if (now === "connected") {
+    mine.wasUp = true;
+    state("Connected", true);
+  }
   if (now === "disconnected") state("The connection is interrupted…");
-  if (now === "failed" && mine === call) leave("No UDP packet finds a way between this browser and the server.");
-  if (now === "closed" && mine === call) leave("The server has ended the connection.");
+  if (now === "failed" && mine === call) {
+    leave(mine.wasUp ? "The connection is lost." : "No UDP packet finds a way between this browser and the server.");
+  }
 }
 
 // --- what the server says
@@ -176,8 +184,11 @@ function heard(mine, said) {
     row.remove();
     mine.members.delete(said.identity);
     write(`${row.textContent} has left`, true);
+  } else if (said.type === "end" && mine === call) {
+    mine.location = ""; // it knows
+    leave(`The server has ended the connection: ${said.reason}.`);
   } else if (said.type === "dtmf") {
-    write(`Key ${said.digit}`, true);
+    write(`Key ${said.digit} was pressed`, true);
   } else if (said.type === "message") {
     write(said.topic ? `${said.topic}: ${said.text}` : said.text);
   } else if (said.type === "levels") {

@@ -10,7 +10,8 @@
 What is said over the channel are objects with a ``type``. To the browser: ``welcome`` (identity, room,
 members: each with identity and name), ``joined`` (identity, name), ``left`` (identity), ``dtmf`` (digit),
 ``message`` (topic, text), ``levels`` (dBFS by identity), ``line`` (round_trip_ms, jitter_ms, loss_percent,
-sent_loss_percent, delay_ms). From it: ``dtmf`` (digits) and ``message`` (text; topic, else its own identity).
+sent_loss_percent, delay_ms), ``end`` (reason). From it: ``dtmf`` (digits) and ``message``
+(text; topic, else its own identity).
 Whoever opens no channel hears and is heard all the same.
 """
 
@@ -194,6 +195,7 @@ class Browser:
         if self._has_left:
             return
         self._has_left = True
+        self.tell("end", reason=why)
         if self._watch is not None:
             self._watch.cancel()
         if self._member is not None:
