@@ -75,9 +75,6 @@ def _livekit(scenario: Scenario, folder: Path) -> Iterator[str]:
 
     with LiveKitServer(folder, logging={"level": "error"}) as server:
         yield f"""
-[webrtc]
-bind_address = "127.0.0.1"
-
 [livekit]
 url = "{server.url}"
 api_key = "{API_KEY}"

@@ -14,6 +14,7 @@ SCENARIOS = {
     "room:N": "two calls a room, bursts from one to the other",
     "echo:N": "calls that hear themselves: the round trip",
     "agent:N": "calls that hear themselves by way of an agent behind a WebSocket",
+    "webrtc:N": "calls that hear themselves by way of a WebRTC member of their room, with their codec",
     "livekit:N": "two calls a room of a LiveKit server on this machine: through the bridge twice, PCMU",
     "livekit-opus:N": "the same with Opus in the room",
     "starting:N": "as room:N, while others begin 40 calls a second: do they disturb?",
@@ -55,7 +56,7 @@ class Scenario:
         except (ValueError, TypeError):
             names = ", ".join(SCENARIOS)
             raise argparse.ArgumentTypeError(f"{text!r} is none of {names}") from None
-        if load.calls < 1 or (load.mode not in ("echo", "agent") and load.calls % load.room_size):
+        if load.calls < 1 or (load.mode not in ("echo", "agent", "webrtc") and load.calls % load.room_size):
             raise argparse.ArgumentTypeError(f"{text!r}: the calls have to fill rooms of {load.room_size}")
         livekit_codec = {"livekit": "pcmu", "livekit-opus": "opus"}.get(kind, "")
         return cls(text, load, has_pesq=kind == "loss", livekit_codec=livekit_codec)
@@ -66,7 +67,7 @@ class Scenario:
 
 def _load_of(kind: str, values: list[float]) -> Load:
     match kind, values:
-        case (("room" | "echo" | "agent" | "wire"), [calls]):
+        case (("room" | "echo" | "agent" | "webrtc" | "wire"), [calls]):
             return Load(mode=kind, calls=int(calls))
         case (("livekit" | "livekit-opus"), [calls]):
             # the server tells of who comes in batches, seconds apart

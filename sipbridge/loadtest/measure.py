@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sipbridge.loadtest import agent, generator, speech
+from sipbridge.loadtest import agent, generator, speech, webrtc
 from sipbridge.loadtest.server import Server, Usage, serve
 
 # The gate allows each source 50 requests a second and we call at up to 100, with three requests a call.
@@ -31,7 +31,7 @@ SOURCES = [f"127.0.1.{i}" for i in range(1, 17)]
 class Load:
     """What the callers of one run do."""
 
-    mode: str = "room"  # or "echo", "agent": an echo behind a WebSocket, or "wire": no bridge at all
+    mode: str = "room"  # or "echo", "agent", "webrtc": an echo behind one, or "wire": no bridge at all
     calls: int = 2
     room_size: int = 2
     codecs: str = "PCMU"  # of the calls in turn, as in "PCMU*5,G722*5,opus"
@@ -55,7 +55,7 @@ class Load:
     def arguments(self) -> list[str]:
         """For the generator; without `--uri` and `--source`."""
         pairs = {
-            "--mode": "echo" if self.mode == "agent" else self.mode,
+            "--mode": "echo" if self.mode in ("agent", "webrtc") else self.mode,
             "--calls": self.calls,
             "--room-size": self.room_size,
             "--codecs": self.codecs,
@@ -97,6 +97,9 @@ def run(load: Load, target: str | None = None, pid: int | None = None) -> dict[s
         raw = _generate(load, ["--uri", target], _moments(pid, usage))
         return summarize(load, raw, usage)
     with serve(load.settings) as server:
+        if load.mode == "webrtc":
+            with webrtc.waiting(server.url, server.token, load.calls, load.codec_names[0]):
+                return summarize(load, *_run_on(server, load))
         if load.mode != "agent":
             return summarize(load, *_run_on(server, load))
         with agent.answering(server.agent_port) as echo:

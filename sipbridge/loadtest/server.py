@@ -31,6 +31,9 @@ listen = "127.0.0.1:{http_port}"
 [log]
 level = "warning"
 
+[webrtc]
+bind_address = "127.0.0.1"
+
 [[trunk]]
 name = "load"
 allowed_addresses = ["127.0.0.0/8"]
@@ -103,7 +106,8 @@ class Usage:
 class Server:
     pid: int
     sip_port: int
-    http_port: int
+    url: str  # of its API
+    token: str
     agent_port: int  # where it looks for the agent
     log: Path
 
@@ -136,7 +140,8 @@ def serve(more: str = "") -> Iterator[Server]:
             )
         try:
             _await_ready(process, http_port, log)
-            yield Server(process.pid, sip_port, http_port, agent_port, log)
+            token = (directory / "sipbridge" / "api-token").read_text().strip()
+            yield Server(process.pid, sip_port, f"http://127.0.0.1:{http_port}", token, agent_port, log)
         finally:
             for _ in range(2):  # the second ends it without waiting for calls
                 if process.poll() is None:

@@ -68,6 +68,14 @@ def test_calls_with_an_agent() -> None:
     assert result["first_audio_ms"]["min"] > 0
 
 
+def test_calls_with_webrtc_members() -> None:
+    """Each hears itself by way of the member that waits in its room."""
+    load = Load(mode="webrtc", calls=2, seconds=2, settle_s=0.5, rtp_port=free_udp_range(4))
+    result = measure.run(load)
+    assert result["answered"] == 2
+    assert result["bursts"]["heard"] >= 2
+
+
 def test_a_bridge_that_refuses(server: Server) -> None:
     """The reason is told, with what the bridge said."""
     result = run(
