@@ -77,11 +77,14 @@ class Signal:
                     raise UnreachableError(f"the server answers {status} {why}".rstrip()) from error
                 raise RefusedError(f"the server refuses us: {status} {why}".rstrip(), status) from error
             raise UnreachableError(str(error)) from error
-        if self._closed:
-            self._transport.close()
-            raise UnreachableError("closed")
+        if self._closed:  # meanwhile; what the server has said before counts all the same
+            self._stop()
+            if not self._first.done():
+                raise UnreachableError("closed")
         first = await self._first
         match first.WhichOneof("message"):
+            case "join" if self._closed:
+                raise UnreachableError("the connection was lost as soon as the server had let us in")
             case "join":
                 self._keep_alive(first.join)
                 return first.join
