@@ -36,6 +36,25 @@ _FLAGS = (
     "--allow-loopback-in-peer-connection",
     "--disable-features=WebRtcHideLocalIpsWithMdns",
 )
+# Listens to what an element plays, as its user does: the loudest frequency, and how loud it is.
+_EAR = """
+(() => {{
+  const context = new AudioContext();
+  const analyser = context.createAnalyser();
+  analyser.fftSize = 8192;
+  context.createMediaStreamSource(document.querySelector({}).srcObject).connect(analyser);
+  window.ear = {{ context, analyser }};
+}})()
+"""
+_HEARD = """
+(() => {
+  const { context, analyser } = window.ear;
+  const bins = new Float32Array(analyser.frequencyBinCount);
+  analyser.getFloatFrequencyData(bins);
+  const loudest = bins.reduce((best, value, i) => (value > bins[best] ? i : best), 0);
+  return { hz: (loudest * context.sampleRate) / analyser.fftSize, db: bins[loudest] };
+})()
+"""
 
 
 class Chromium:
@@ -179,6 +198,12 @@ class Page:
 
     def type(self, selector: str, text: str) -> None:
         self.evaluate(f"document.querySelector({json.dumps(selector)}).value = {json.dumps(text)}")
+
+    def wait_tone(self, selector: str, hz: float) -> None:
+        """Until this frequency is the loudest that the element plays, and well above silence."""
+        self.wait(f"document.querySelector({json.dumps(selector)}).srcObject !== null")
+        self.evaluate(_EAR.format(json.dumps(selector)))
+        self.wait(f"(heard => Math.abs(heard.hz - {hz}) < 20 && heard.db > -60)({_HEARD})")
 
     def screenshot(self, path: Path) -> None:
         """The whole page as PNG."""

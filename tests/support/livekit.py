@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A LiveKit server on loopback, and participants made with LiveKit's own SDK in a process of their own.
 
-`python -m tests.support.livekit` builds the server, once for each user; `make test` does.
+`python -m tests.support.livekit` builds the server and fetches LiveKit's client for browsers, once for each
+user; `make test` does.
 """
 
+import base64
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -12,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -32,6 +36,8 @@ from tests.support.waiting import wait_until
 VERSION = "v1.13.5"
 PACKAGE = f"github.com/livekit/livekit-server/cmd/server@{VERSION}"
 OLDEST_GO = (1, 26)
+JS_VERSION = "2.23.0"
+JS_SHA512 = "j9Kg86nJjBjNFUD+ukp2jwMCGa0k+YD5gU//RzAM+ZY3pbG631QCte7fQjwqWMmtBzhDJL9nKYuOLMv/9IbAxg=="
 API_KEY = "devkey"
 API_SECRET = "secret_of_at_least_32_characters_x"
 RATE_HZ = 48000  # at which the SDK hears
@@ -85,6 +91,27 @@ def program() -> Path:
                 environment,
             )
             return build.keep(folder / "bin" / "server", entry)
+
+
+def javascript_client() -> Path:
+    """LiveKit's client for browsers as one script, fetched where it is not there yet; BuildError."""
+    entry = build.cache_dir() / "programs" / f"livekit-client-{JS_VERSION}.js"
+    with build.locked():
+        if build.is_cached(entry):
+            return entry
+        build.say(f"fetching LiveKit's JavaScript client {JS_VERSION} for the tests, once ...")
+        with build.scratch() as folder:
+            pack = ["npm", "pack", "--silent", f"livekit-client@{JS_VERSION}"]
+            build.run(pack, "livekit-client", "fetching LiveKit's JavaScript client", folder)
+            package = folder / f"livekit-client-{JS_VERSION}.tgz"
+            if hashlib.sha512(package.read_bytes()).digest() != base64.b64decode(JS_SHA512):
+                raise build.BuildError(f"livekit-client {JS_VERSION} is not the package that it was")
+            with tarfile.open(package) as archive:
+                script = archive.extractfile("package/dist/livekit-client.umd.js")
+                assert script is not None
+                made = folder / "client.js"
+                made.write_bytes(script.read())
+            return build.keep(made, entry)
 
 
 # ---------------------------------------------------------------- the server
@@ -322,11 +349,12 @@ def sdk(directory: Path) -> Iterator[Sdk]:
 
 
 def main() -> None:
-    """Builds the server; says in one line why it cannot be had, and leaves it to the tests to fail."""
-    try:
-        program()
-    except (build.BuildError, OSError) as error:
-        print(f"LiveKit's server cannot be had, so its tests will fail: {str(error).splitlines()[0]}")
+    """Gets both; says in one line why one cannot be had, and leaves it to the tests to fail."""
+    for what, get in ("server", program), ("JavaScript client", javascript_client):
+        try:
+            get()
+        except (build.BuildError, OSError) as error:
+            print(f"LiveKit's {what} cannot be had, so its tests will fail: {str(error).splitlines()[0]}")
 
 
 if __name__ == "__main__":

@@ -146,6 +146,7 @@ def test_needs() -> list[Need]:
         Need("openssl", "openssl"),
         Need("espeak-ng", "espeak-ng"),
         Need("chromium", "chromium"),
+        Need("npm", "npm"),
         Need("/usr/share/asterisk/sounds/en_US_f_Allison/demo-congrats.wav", "asterisk-core-sounds-en-wav"),
         Need("/usr/share/asterisk/sounds/en", "asterisk-core-sounds-en"),  # a link to the above
     ]
