@@ -36,6 +36,7 @@ type Take = Callable[[bytes], None]
 
 _WAIT_MS = 200
 _LEAVE_S = 1.0  # a media thread that is held for longer is not waited for
+_ROUND_TICKS = 8
 _BEFORE_TICK_S = 0.0012  # that asking all tracks takes, with some to spare
 
 
@@ -156,7 +157,8 @@ class RemotePorts:
         self._make_track_port = make_track_port
         self._clock = clock
         self._takes: dict[int, Take] = {}
-        self._polls: tuple[Callable[[], None], ...] = ()
+        self._polls: list[tuple[Callable[[], None], ...]] = [()] * _ROUND_TICKS  # by tick of a round
+        self._tick = 0
         self._polls_changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._running = False
@@ -209,27 +211,33 @@ class RemotePorts:
     def forget(self, port_id: int) -> None:
         self._takes.pop(port_id, None)
 
-    def poll(self, ask: Callable[[], None]) -> Callable[[], None]:
+    def poll(self, ask: Callable[[], None], every: int = 1) -> Callable[[], None]:
         """`ask()` is called just before each tick, on a thread for that; it must not wait.
 
-        Returns what ends it; a call that is under way may still come to its end after that.
+        Or before every second, fourth or eighth. Returns what ends it; a call that is under way may still
+        come to its end after that.
         """
         with self._polls_changed:
-            self._polls = (*self._polls, ask)
+            first = min(range(every), key=lambda tick: len(self._polls[tick]))
+            for tick in range(first, _ROUND_TICKS, every):
+                self._polls[tick] = (*self._polls[tick], ask)
             self._polls_changed.notify_all()
+        return lambda: self._end_poll(ask)
 
-        def end() -> None:
-            with self._polls_changed:
-                self._polls = tuple(other for other in self._polls if other is not ask)
-
-        return end
+    def _end_poll(self, ask: Callable[[], None]) -> None:
+        with self._polls_changed:
+            for tick, polls in enumerate(self._polls):
+                if ask in polls:
+                    self._polls[tick] = tuple(other for other in polls if other is not ask)
 
     def _run_polls(self) -> None:
         assert self._clock is not None
         while self._running:
-            if not self._polls:
+            if not any(self._polls):
                 with self._polls_changed:
-                    self._polls_changed.wait_for(lambda: self._polls or not self._running, _WAIT_MS / 1000)
+                    self._polls_changed.wait_for(
+                        lambda: any(self._polls) or not self._running, _WAIT_MS / 1000
+                    )
                 continue
             wait_s = (self._clock.nextTickNs() - time.monotonic_ns()) / 1e9 - _BEFORE_TICK_S
             # the tick that is about to come has been served, and a clock that stands is no reason to spin
@@ -237,14 +245,14 @@ class RemotePorts:
             self.ask_all()
 
     def ask_all(self) -> None:
-        """One round. Public for tests, which have no time."""
-        for ask in self._polls:
+        """Once, before a tick. Public for tests, which have no time."""
+        self._tick = (self._tick + 1) % _ROUND_TICKS
+        for ask in self._polls[self._tick]:
             try:
                 ask()
             except Exception:
                 log.exception("a track could not be asked for its packets")
-                with self._polls_changed:
-                    self._polls = tuple(other for other in self._polls if other is not ask)
+                self._end_poll(ask)
 
     def _run(self) -> None:
         while self._running:

@@ -2,6 +2,8 @@
 """Members without a telephone, over the fake bank."""
 
 import asyncio
+import collections
+import functools
 import threading
 import time
 
@@ -208,3 +210,23 @@ def test_tracks_are_asked_before_each_tick(caplog: pytest.LogCaptureFixture) -> 
     assert len(to_tick_ms) == asked
     assert 0 < np.median(to_tick_ms) < 2.5
     assert len([record for record in caplog.records if "a fault" in str(record.exc_info)]) == 1
+
+
+def test_what_is_asked_rarely_is_asked_in_turn() -> None:
+    """Every second, fourth or eighth tick; of eight that are asked every eighth, one at each."""
+    remotes = RemotePorts(FakeOutbox(), lambda rate_hz, frame_ms: pytest.fail("no samples"))
+    asked: collections.Counter[str] = collections.Counter()
+    at: list[int] = []
+    ends = [remotes.poll(functools.partial(asked.update, [str(every)]), every) for every in (1, 2, 4, 8)]
+    for _ in range(16):
+        remotes.ask_all()
+    assert asked == {"1": 16, "2": 8, "4": 4, "8": 2}
+    for end in ends:
+        end()
+    for number in range(8):
+        remotes.poll(functools.partial(at.append, number), 8)
+    for tick in range(8):
+        remotes.ask_all()
+        assert len(at) == tick + 1
+    assert sorted(at) == list(range(8))
+    assert asked.total() == 30

@@ -125,11 +125,11 @@ class Peer:
         with _translated("the connection cannot be made"):
             self._pc = dc.PeerConnection(_configuration(config, servers))
         self._pc.on_data_channel(self._on_native_channel)
-        self._asked = 0
         self._seen_state = PeerState.NEW
         self._told_candidates: set[str] = set()
         self._is_described = False
         self._has_gathered = False
+        self._is_asked_rarely = False
         self._end_poll = remotes.poll(self._ask)
 
     @property
@@ -290,10 +290,7 @@ class Peer:
 
     def _ask(self) -> None:
         """Polling thread. A connection that stands is asked less often, and for candidates no more."""
-        self._asked += 1
         is_settled = self._seen_state is PeerState.CONNECTED
-        if is_settled and self._asked % _TICKS_A_STATE:
-            return
         state = _STATES[self._pc.state()]
         if state is not self._seen_state:
             self._seen_state = state
@@ -307,6 +304,13 @@ class Peer:
             if has_gathered:
                 self._has_gathered = True
                 self._post(self._gathered.set)
+        if is_settled and not self._is_asked_rarely:
+            self._is_asked_rarely = True
+            self._post(self._ask_rarely)
+
+    def _ask_rarely(self) -> None:
+        self._end_poll()
+        self._end_poll = self._remotes.poll(self._ask, _TICKS_A_STATE)
 
     def _ask_candidates(self) -> None:
         description = self._pc.local_description()
@@ -433,17 +437,12 @@ class AudioTrack:
         while receive() is not None:
             pass  # what came when nobody listened is old
 
-        is_heard, asked = self.direction.receives, 0
-
-        def ask() -> None:
-            nonlocal asked
-            asked += 1
-            if not is_heard and asked % _TICKS_A_STATE:
-                return  # reports can wait
+        def ask() -> None:  # polling thread
             while (packet := receive()) is not None:
                 received(packet)
 
-        self._end_poll = self._remotes.poll(ask)
+        # reports can wait
+        self._end_poll = self._remotes.poll(ask, 1 if self.direction.receives else _TICKS_A_STATE)
         return port
 
     def _send(self, packet: bytes) -> None:
@@ -480,8 +479,7 @@ class Channel:
         self.native = native
         self._post = post
         self._was_open = self._was_closed = False
-        self._asked = random.randrange(_TICKS_A_MESSAGE)  # so that not all are asked at once
-        self._end_poll = remotes.poll(self._ask)
+        self._end_poll = remotes.poll(self._ask, _TICKS_A_MESSAGE)
 
     def send(self, message: str | bytes) -> bool:
         """False where it is not open, or the far side takes nothing."""
@@ -496,8 +494,7 @@ class Channel:
 
     def _ask(self) -> None:
         """Polling thread."""
-        self._asked += 1
-        if self._was_closed or self._asked % _TICKS_A_MESSAGE:
+        if self._was_closed:
             return
         if not self._was_open:
             if not self.native.is_open():
