@@ -60,19 +60,20 @@ class Member:
             await self._join(client, room)
 
     async def _join(self, client: httpx.AsyncClient, room: str) -> None:
-        connection = self._connection
-        connection.set_local_description(dc.Description.Type.Offer)
-        while connection.gathering_state() != dc.PeerConnection.GatheringState.Complete:
-            await asyncio.sleep(0.01)
+        offer = await self._offer()
         answer = await client.post(
-            f"/v1/rooms/{room}/webrtc",
-            content=str(connection.local_description()),
-            headers={"Content-Type": "application/sdp"},
+            f"/v1/rooms/{room}/webrtc", content=offer, headers={"Content-Type": "application/sdp"}
         )
         answer.raise_for_status()
-        connection.set_remote_description(dc.Description(answer.text, "answer"))
+        self._connection.set_remote_description(dc.Description(answer.text, "answer"))
         while not self.track.is_open():
             await asyncio.sleep(0.01)
+
+    async def _offer(self) -> str:
+        self._connection.set_local_description(dc.Description.Type.Offer)
+        while self._connection.gathering_state() != dc.PeerConnection.GatheringState.Complete:
+            await asyncio.sleep(0.01)
+        return str(self._connection.local_description())
 
     def echo(self) -> None:
         """Says back what has come."""

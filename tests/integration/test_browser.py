@@ -57,7 +57,7 @@ def test_a_telephone_and_a_browser_talk(start_server: StartServer, browser: Chro
     time.sleep(1.0)
     heard = audio.steady_part(phone.rtp.listen(1.0), 8000)
     assert audio.find_tone(heard, 8000) == pytest.approx(MICROPHONE_HZ, abs=10)
-    page.wait_tone("#sound", 1000)
+    page.wait_tones("#sound", 1000)
     page.wait("[...document.querySelectorAll('#members meter')].every(meter => meter.value > -40)")
     page.wait("document.getElementById('round-trip').textContent.endsWith('ms')")
 
@@ -88,7 +88,7 @@ def test_two_browsers_talk_until_one_is_closed(start_server: StartServer, browse
     ada, grace = (join(browser, server, "demo", name) for name in ("Ada", "Grace"))
     shows(ada, "Grace has joined")
     shows(grace, "Ada")
-    grace.wait_tone("#sound", MICROPHONE_HZ)
+    grace.wait_tones("#sound", MICROPHONE_HZ)
     ada.type("#words", "Hello")
     ada.evaluate("document.querySelector('#message button').click()")
     shows(grace, "Ada: Hello")

@@ -18,6 +18,7 @@ from livekit.protocol.models import DisconnectReason, ParticipantInfo
 
 from tests.conftest import MakeAgent, MakeCall, MakePeer, StartServer
 from tests.support import audio, livekit
+from tests.support.bits import has_stretch, send_speech
 from tests.support.codecs import G722, Codec, Opus, Pcma, Pcmu
 from tests.support.livekit import RATE_HZ, LiveKitServer, Participant, Sdk
 from tests.support.ports import free_port
@@ -129,6 +130,17 @@ def test_a_telephone_and_a_participant_hear_each_other(
     (other,) = ann.others()
     mime = "audio/PCMU" if codec in (Pcmu, Pcma) else "audio/opus"
     assert [track["mime"].lower() for track in other["tracks"]] == [mime.lower()]
+
+
+def test_pcmu_passes_bit_for_bit(bridge: Server, call: MakeCall, room: str) -> None:
+    """From a telephone through the server to another, a second of octets is as it was sent."""
+    talker, listener = (call(room, server=bridge.sip_address) for _ in range(2))
+    talker.rtp.play(audio.tone(PHONE_HZ, 1.0), loop=True)
+    hears(listener, PHONE_HZ, 8.0)
+    talker.rtp.stop_playing()
+    sent = send_speech(talker.rtp, Pcmu)
+    listener.rtp.listen(0.2)
+    assert has_stretch(sent, listener.rtp)
 
 
 def test_speech_is_like_what_was_said(bridge: Server, join: Any, call: MakeCall, room: str) -> None:

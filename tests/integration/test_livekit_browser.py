@@ -80,7 +80,7 @@ def test_a_telephone_and_a_browser_of_livekits(
         phone = call("room", server=bridge.sip_address)
         phone.rtp.play(audio.tone(PHONE_HZ, 1.0, level_dbfs=-20), loop=True)
         wait_until(lambda: abs(phone.hears_tone(0.3) - MICROPHONE_HZ) < 10, 10.0, "the telephone hears it")
-        page.wait_tone("#sound", PHONE_HZ)
+        page.wait_tones("#sound", PHONE_HZ)
 
         (other,) = page.evaluate("others()")
         assert other["kind"] == _SIP

@@ -36,7 +36,7 @@ _FLAGS = (
     "--allow-loopback-in-peer-connection",
     "--disable-features=WebRtcHideLocalIpsWithMdns",
 )
-# Listens to what an element plays, as its user does: the loudest frequency, and how loud it is.
+# Listens to what an element plays, as its user does.
 _EAR = """
 (() => {{
   const context = new AudioContext();
@@ -46,14 +46,14 @@ _EAR = """
   window.ear = {{ context, analyser }};
 }})()
 """
-_HEARD = """
-(() => {
-  const { context, analyser } = window.ear;
+_LEVEL = """
+(() => {{
+  const {{ context, analyser }} = window.ear;
   const bins = new Float32Array(analyser.frequencyBinCount);
   analyser.getFloatFrequencyData(bins);
-  const loudest = bins.reduce((best, value, i) => (value > bins[best] ? i : best), 0);
-  return { hz: (loudest * context.sampleRate) / analyser.fftSize, db: bins[loudest] };
-})()
+  const at = Math.round(({} * analyser.fftSize) / context.sampleRate);
+  return Math.max(...bins.slice(at - 3, at + 4));
+}})()
 """
 
 
@@ -199,11 +199,16 @@ class Page:
     def type(self, selector: str, text: str) -> None:
         self.evaluate(f"document.querySelector({json.dumps(selector)}).value = {json.dumps(text)}")
 
-    def wait_tone(self, selector: str, hz: float) -> None:
-        """Until this frequency is the loudest that the element plays, and well above silence."""
+    def wait_tones(self, selector: str, *tones_hz: float) -> None:
+        """Until the element plays all of these, loudly."""
         self.wait(f"document.querySelector({json.dumps(selector)}).srcObject !== null")
         self.evaluate(_EAR.format(json.dumps(selector)))
-        self.wait(f"(heard => Math.abs(heard.hz - {hz}) < 20 && heard.db > -60)({_HEARD})")
+        for hz in tones_hz:
+            self.wait(f"{_LEVEL.format(hz)} > -50")
+
+    def level_db(self, hz: float) -> float:
+        """How loud a frequency is just now in what the element of `wait_tones` plays; a sine is near 0."""
+        return float(self.evaluate(_LEVEL.format(hz)))
 
     def screenshot(self, path: Path) -> None:
         """The whole page as PNG."""

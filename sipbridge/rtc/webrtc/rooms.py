@@ -231,7 +231,8 @@ class Browser:
 
     def peer_state(self, state: PeerState) -> None:
         if state in _WHY and not self._has_left:
-            self._go(_WHY[state])
+            was_up = self._track is not None and self._track.opened.is_set()
+            self._go(_WHY[state if was_up else PeerState.FAILED])
 
     def peer_candidate(self, candidate: str, mid: str) -> None:
         """All of ours stand in the answer."""
