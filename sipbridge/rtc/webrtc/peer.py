@@ -18,6 +18,7 @@ import atexit
 import contextlib
 import enum
 import logging
+import os
 import random
 import threading
 import time
@@ -53,6 +54,7 @@ _TICKS_A_MESSAGE = 4  # between two looks at a channel
 # Its threads may still be at work when a connection has been closed. Were it or what belongs to it let go of
 # then, they would be waited for with the interpreter's lock held.
 _KEEP_CLOSED_S = 5.0
+_CLOSER = "webrtc-close"
 _closed: set[tuple[Any, ...]] = set()
 
 
@@ -62,6 +64,10 @@ def _let_go() -> None:
     if _closed:
         time.sleep(_KEEP_CLOSED_S / 10)
         _closed.clear()
+    if any(thread.name == _CLOSER and thread.is_alive() for thread in threading.enumerate()):
+        # a far side that has vanished is waited for, for some seconds; what that thread holds until then the
+        # library takes for leaked, and says so in a hundred lines
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 class PeerState(enum.StrEnum):
@@ -279,7 +285,7 @@ class Peer:
         kept = self._pc, *tracks, *self._refused.values(), *(channel.native for channel in self._channels)
         _closed.add(kept)
         # a far side that is gone is waited for: no thread of those that others use, none that an exit joins
-        threading.Thread(target=self._close_native, args=[kept], name="webrtc-close", daemon=True).start()
+        threading.Thread(target=self._close_native, args=[kept], name=_CLOSER, daemon=True).start()
 
     def _close_native(self, kept: tuple[Any, ...]) -> None:
         self._pc.close()
