@@ -190,7 +190,10 @@ def _print_listening(config: Config, listening: Sequence[str], as_json: bool) ->
 
 
 def _first_room(config: Config, listening: Sequence[str]) -> Iterator[str]:
-    """A link for a browser to the room in which callers of "demo" meet."""
+    """A link for a browser to the room in which callers of "demo" meet, where they do."""
+    rules = (match_rule(config, trunk.name, "sipbridge", "demo") for trunk in config.trunk)
+    if not any(rule is not None and rule.target in ("local:demo", "local:{callee}") for rule in rules):
+        return
     http = [entry.partition(" ")[2] for entry in listening if entry.startswith("http ")]
     with contextlib.suppress(ConfigError):
         token = find_token(config)

@@ -489,6 +489,21 @@ def test_first_call_is_one_that_this_configuration_lets_in(
 
 
 @pytest.mark.parametrize(
+    ("target", "is_offered"), [("local:{callee}", True), ("local:demo", True), ("livekit:{callee}", False)]
+)
+def test_a_link_is_offered_where_callers_meet_in_rooms(target: str, is_offered: bool) -> None:
+    """To their room; elsewhere a browser that came would be alone for ever."""
+    table = {
+        "trunk": [{"name": "line", "allowed_addresses": ["192.0.2.1"]}],
+        "rule": [{"name": "all", "target": target}],
+        "livekit": {"url": "ws://127.0.0.1:1", "api_key": "key", "api_secret": 32 * "x"},
+    }
+    read_or_make_token(token_path())
+    lines = list(cli._first_room(Config.model_validate(table), ["http 127.0.0.1:8080"]))
+    assert any("http://127.0.0.1:8080/rooms/demo#" in line for line in lines) == is_offered
+
+
+@pytest.mark.parametrize(
     ("limits", "raised"),
     [
         ((1024, 4096), [(1056, 4096)]),
