@@ -8,7 +8,7 @@ from sipbridge.config import Config
 from sipbridge.http.server import HttpServer
 from sipbridge.media.loop import MediaLoop
 from sipbridge.media.remote import RemotePorts
-from sipbridge.rtc.registry import load_configured
+from sipbridge.rtc import registry
 from sipbridge.rtc.websocket.pbx import PbxServer
 from sipbridge.sip import CallLeg, SipEndpoint
 
@@ -47,7 +47,7 @@ class App:
                 live_resampler=media.live_resampler,
             )
             self._media.start()
-            load_configured(self.config)
+            registry.load_configured(self.config)
             self._remotes = RemotePorts(
                 self._endpoint.engine.outbox(),
                 self._endpoint.make_sample_port,
@@ -89,6 +89,7 @@ class App:
         if self._http is not None:
             await self._http.stop()
             self._http = None
+        await registry.shut_down()
         if self._remotes is not None:
             await asyncio.to_thread(self._remotes.stop)
             self._remotes = None

@@ -21,12 +21,13 @@ loop, from the first sign of a call to its one `CallEnded`.
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from sipbridge.errors import CallError, EndKind, EndReason, MediaError, Party, RtcError
 from sipbridge.events import (
     CallAnswered,
+    CallChannel,
     CallDtmf,
     CallEnded,
     CallEvent,
@@ -300,6 +301,9 @@ class Bridge:
 
     def message(self, topic: str, text: str) -> None:
         self._emit(CallMessage(call_id=self.id, topic=topic, text=text))
+
+    def noticed(self, kind: str, identity: str, data: Mapping[str, Any]) -> None:
+        self._emit(CallChannel(call_id=self.id, kind=kind, identity=identity, data=data))
 
     def hangup_requested(self, reason: EndReason) -> None:
         self.hangup(reason)

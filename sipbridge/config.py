@@ -5,6 +5,7 @@
 built in code as well; their validation is the same.
 """
 
+import base64
 import difflib
 import importlib.metadata
 import ipaddress
@@ -213,6 +214,28 @@ def _check_token_url(value: str) -> str:
     if not re.match(r"https?://[^/]", value):
         raise ValueError(f"{value!r}: expected http:// or https://")
     return routing.check_text(value, "the URL")
+
+
+def _check_app_id(value: str) -> str:
+    if not re.fullmatch("[0-9A-Fa-f]{32}", value):
+        raise ValueError("an app id has 32 hexadecimal digits")
+    return value
+
+
+def _check_certificate(value: SecretStr) -> SecretStr:
+    if not re.fullmatch("[0-9A-Fa-f]{32}", value.get_secret_value()):
+        raise ValueError("an app certificate has 32 hexadecimal digits")
+    return value
+
+
+def _check_salt(value: str) -> str:
+    try:
+        salt = base64.b64decode(value, validate=True)
+    except ValueError:
+        salt = b""
+    if len(salt) != 32:
+        raise ValueError("a salt is 32 bytes in base64")
+    return value
 
 
 def _check_room_configuration(value: dict[str, Any]) -> dict[str, Any]:
@@ -585,6 +608,78 @@ class LiveKitConfig(LiveKitOptions):
         return self.model_copy(update=rule.livekit.model_dump(exclude_unset=True))
 
 
+class AgoraEncryptionConfig(_Table):
+    """``[agora.encryption]``: what all in the channels have to have alike."""
+
+    mode: Literal[
+        "aes-128-xts",
+        "aes-128-ecb",
+        "aes-256-xts",
+        "sm4-128-ecb",
+        "aes-128-gcm",
+        "aes-256-gcm",
+        "aes-128-gcm2",
+        "aes-256-gcm2",
+    ] = "aes-256-gcm2"
+    key: Secret
+    salt: Annotated[str, AfterValidator(_check_salt)] | None = None  # base64 of 32 bytes
+    messages: bool = False  # stream messages too
+
+    @model_validator(mode="after")
+    def _check_needs_salt(self) -> "AgoraEncryptionConfig":
+        if self.mode.endswith("gcm2") and self.salt is None:
+            raise _error(f"is missing: {self.mode} needs one", "salt")
+        return self
+
+    @property
+    def salt_bytes(self) -> bytes:
+        """32 of them, zero where no salt is asked for."""
+        return base64.b64decode(self.salt) if self.salt is not None else bytes(32)
+
+
+class AgoraConfig(_Table):
+    """``[agora]``: the project behind targets agora:CHANNEL."""
+
+    app_id: Annotated[str, AfterValidator(_check_app_id)]
+    app_certificate: Annotated[Secret, AfterValidator(_check_certificate)] | None = None
+    token_url: Annotated[str, AfterValidator(_check_token_url)] | None = None  # who makes tokens instead
+    token_headers: Annotated[dict[str, Secret], AfterValidator(_check_http_headers)] = {}
+    token_ttl_s: Annotated[int, Field(ge=60, le=86400)] = 3600
+    lookup_url: Annotated[str, AfterValidator(_check_token_url)] | None = None  # who says where a call goes
+    lookup_headers: Annotated[dict[str, Secret], AfterValidator(_check_http_headers)] = {}
+    lookup_timeout_s: Annotated[Seconds, Field(gt=0)] = 3.0
+    user_id: str = "0"  # a template; "0": Agora chooses one
+    string_user_ids: bool = False
+    sample_rate_hz: Literal[16000, 48000] = 16000  # of the audio given to the SDK and had from it
+    receive: Literal["mix", "users"] = "mix"  # of all others, or each of them
+    scenario: Literal["default", "chorus", "meeting", "chatroom", "game-streaming", "ai-server"] = "chorus"
+    audio_profile: Literal["default", "speech", "music", "music-high-quality"] = "default"
+    channel_profile: Literal["live-broadcasting", "communication"] = "live-broadcasting"
+    area: Annotated[
+        tuple[Literal["global", "cn", "na", "eu", "as", "jp", "in"], ...], _LIST, _UNIQUE, _NOT_EMPTY
+    ] = ("global",)
+    encryption: AgoraEncryptionConfig | None = None
+    local_access_points: Annotated[tuple[str, ...], _LIST, _UNIQUE] = ()  # of a private deployment or proxy
+    local_edges: Annotated[tuple[str, ...], _LIST, _UNIQUE] = ()  # behind them
+    local_domain: str = ""  # of a private deployment
+    proxy: bool = False  # the access points are proxies
+    parameters: Annotated[dict[str, Any], AfterValidator(_check_parameters)] = {}  # others
+    pool_size: Annotated[int, Field(ge=0, le=MAX_CALLS)] = 10  # connections that are kept for the next calls
+    connect_timeout_s: Annotated[Seconds, Field(gt=0)] = 8.0
+    reconnect_s: Seconds = 30.0  # for how long a lost channel is waited for
+    volume_interval_ms: Annotated[int, Field(ge=0, le=60_000)] = 0  # how loud all are is told; 0: never
+    allow: Annotated[tuple[Literal["hangup", "dtmf"], ...], _LIST, _UNIQUE] = ("hangup", "dtmf")
+    vad: VadConfig | None = None  # of what the telephone says
+
+    @model_validator(mode="after")
+    def _check_access_points(self) -> "AgoraConfig":
+        if (self.local_domain or self.proxy or self.local_edges) and not self.local_access_points:
+            raise _error("is empty: local_edges, local_domain and proxy need it", "local_access_points")
+        if self.proxy and self.local_domain:
+            raise _error("a proxy has no local_domain", "local_domain")
+        return self
+
+
 class HttpConfig(_Table):
     """``[http]``: the API."""
 
@@ -647,6 +742,7 @@ class Config(_Table):
     agent: Annotated[tuple[AgentConfig, ...], _LIST] = ()
     webrtc: WebRtcConfig = WebRtcConfig()
     livekit: LiveKitConfig | None = None
+    agora: AgoraConfig | None = None
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()
 
@@ -667,7 +763,7 @@ class Config(_Table):
     def _check_whole(self) -> "Config":
         problems = [
             *_name_problems(self.trunk, self.pbx, self.rule, self.agent),
-            *_livekit_problems(self.rule, self.livekit),
+            *_server_problems(self.rule, self.livekit, self.agora),
             *_cross_problems(self.sip, list(enumerate(self.trunk))),
         ]
         if problems:
@@ -718,13 +814,14 @@ def _name_problems(
             yield ("rule", index, "trunk"), f'there is no trunk "{trunk}"{_did_you_mean(trunk, names)}'
 
 
-def _livekit_problems(rules: Sequence[Any], livekit: Any) -> Iterator[tuple[_Loc, str]]:
-    """Rules that need a server which is not named."""
-    if livekit is None:
-        for index, rule in enumerate(rules):
-            target = _get(rule, "target")
-            if isinstance(target, str) and target.startswith("livekit:"):
-                yield ("rule", index, "target"), "there is no [livekit] that says where the server is"
+def _server_problems(rules: Sequence[Any], livekit: Any, agora: Any) -> Iterator[tuple[_Loc, str]]:
+    """Rules that need a server or a project which is not named."""
+    for index, rule in enumerate(rules):
+        target = str(_get(rule, "target"))
+        if livekit is None and target.startswith("livekit:"):
+            yield ("rule", index, "target"), "there is no [livekit] that says where the server is"
+        if agora is None and target.startswith("agora:"):
+            yield ("rule", index, "target"), "there is no [agora] that says which project it is"
 
 
 def _cross_problems(
@@ -817,7 +914,7 @@ class _Reader:
         trunks = [(i, trunk) for i, trunk in enumerate(parts.get("trunk", ())) if trunk is not None]
         for loc, message in (
             *_name_problems(*(self._items(table) for table in ("trunk", "pbx", "rule", "agent"))),
-            *_livekit_problems(self._items("rule"), self.data.get("livekit")),
+            *_server_problems(self._items("rule"), self.data.get("livekit"), self.data.get("agora")),
             *_cross_problems(parts.get("sip", SipConfig()), trunks),
         ):
             self._add(loc, message)

@@ -3,6 +3,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -101,6 +102,17 @@ class CallMessage(CallEvent):
 
     topic: str
     text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallChannel(CallEvent):
+    """Something happened in the channel that only some backends have, such as how loud everybody is."""
+
+    name: ClassVar[str] = "call.channel"
+
+    kind: str
+    identity: str  # whose it is; "": nobody's in particular
+    data: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -864,7 +864,7 @@ def test_the_documented_examples_are_right(write: Write, tmp_path: Path) -> None
         (tmp_path / "tls" / name).write_text("PEM")
     (tmp_path / "sounds").mkdir()
     (tmp_path / "sounds" / "wait.wav").write_bytes(b"RIFF")
-    environ = {name: "x" for name in re.findall(r'\{ env = "(\w+)" \}', text) if name != "NAME"}
+    environ = {name: 32 * "0" for name in re.findall(r'\{ env = "(\w+)" \}', text) if name != "NAME"}
     config = load_config(write(re.sub(r"(?m)^#(?=[a-z\[])", "", text)), environ)
     (trunk,) = config.trunk
     assert trunk.outbound is not None
@@ -874,3 +874,38 @@ def test_the_documented_examples_are_right(write: Write, tmp_path: Path) -> None
     assert config.livekit.options_of(config.rule[-1]).room["agents"][0]["metadata"] == "sales"
     assert config.log == LogConfig(json_=True)
     assert config.media == MediaConfig()
+
+
+# ---------------------------------------------------------------- Agora
+
+PROJECT = '[agora]\napp_id = "0123456789abcdef0123456789abcdef"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (ROOMS.replace("livekit:", "agora:"), "target: there is no [agora] that says which project it is"),
+        ("[agora]\n", "[agora] app_id: is missing"),
+        ('[agora]\napp_id = "x"', "[agora] app_id: an app id has 32 hexadecimal digits"),
+        (
+            PROJECT + 'app_certificate = "secret"',
+            "app_certificate: an app certificate has 32 hexadecimal digits",
+        ),
+        (PROJECT + "sample_rate_hz = 8000", "[agora] sample_rate_hz"),
+        (PROJECT + 'area = ["mars"]', "[agora] area"),
+        (PROJECT + 'token_url = "x"', "[agora] token_url"),
+        (PROJECT + 'local_domain = "x"', "local_access_points: is empty"),
+        (
+            PROJECT + 'proxy = true\nlocal_domain = "x"\nlocal_access_points = ["x"]',
+            "a proxy has no local_domain",
+        ),
+        (PROJECT + '[agora.encryption]\nkey = "k"', "encryption.salt: is missing: aes-256-gcm2 needs one"),
+        (PROJECT + '[agora.encryption]\nkey = "k"\nsalt = "AAAA"', "a salt is 32 bytes in base64"),
+    ],
+)
+def test_agora_that_makes_no_sense(text: str, complaint: str, write: Write) -> None:
+    """Each is told with its place, and no secret with it."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(text + "\n"), {})
+    assert complaint in str(caught.value)
+    assert '"secret"' not in str(caught.value)

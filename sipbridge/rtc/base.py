@@ -9,7 +9,7 @@ has the shortest examples, `tests/contract` the suite that it has to pass.
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +104,10 @@ class RtcListener(Protocol):
         ...
 
     def message(self, topic: str, text: str) -> None: ...
+    def noticed(self, kind: str, identity: str, data: Mapping[str, Any]) -> None:
+        """Something of the channel's own that changes nothing, for whoever follows the events."""
+        ...
+
     def hangup_requested(self, reason: EndReason) -> None: ...
     async def transfer(self, to: str) -> None:
         """The channel sends the telephone elsewhere: to a sip: URI, or a number at the telephone's server.
@@ -168,6 +172,10 @@ class RtcConnection(abc.ABC):
 
     async def send_message(self, message: str | bytes, topic: str = "") -> None:  # noqa: B027
         """A message of the call to the channel."""
+
+    @classmethod  # noqa: B027
+    async def shut_down(cls) -> None:
+        """Gives back what all connections of this backend share. Once, after the last call."""
 
     @abc.abstractmethod
     async def close(self, reason: EndReason) -> None:

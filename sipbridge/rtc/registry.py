@@ -2,6 +2,7 @@
 """Backends by the scheme of their targets. Only the one that is asked for is imported."""
 
 import contextlib
+import sys
 
 from sipbridge.config import Config
 from sipbridge.errors import EndKind, EndReason, RtcError
@@ -19,6 +20,7 @@ BACKENDS = {
     "silence": "sipbridge.rtc.testing:SilenceConnection",
     "play": "sipbridge.rtc.testing:PlayConnection",
     "livekit": "sipbridge.rtc.livekit.connection:LiveKitConnection",
+    "agora": "sipbridge.rtc.agora.connection:AgoraConnection",
     "agent": "sipbridge.rtc.websocket.connection:WebSocketConnection",
     "ws": "sipbridge.rtc.websocket.connection:WebSocketConnection",
     "wss": "sipbridge.rtc.websocket.connection:WebSocketConnection",
@@ -51,6 +53,13 @@ def make_connection(target: Target, context: RtcContext) -> RtcConnection:
         return load_backend(target.scheme)(target, context)
     except (LookupError, ValueError, ImportError) as error:
         raise RtcError(EndReason(EndKind.CHANNEL_FAILED, f"target {target}: {error}")) from error
+
+
+async def shut_down() -> None:
+    """Every backend that was loaded gives back what its connections share."""
+    for scheme, location in BACKENDS.items():
+        if location.partition(":")[0] in sys.modules:
+            await load_backend(scheme).shut_down()
 
 
 def load_configured(config: Config) -> None:

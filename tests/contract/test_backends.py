@@ -27,7 +27,9 @@ import asyncio
 import contextlib
 import importlib.metadata
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -38,13 +40,15 @@ from sipbridge.errors import EndKind, RtcError
 from sipbridge.media.tones import Tone
 from sipbridge.routing import Target
 from sipbridge.rtc import registry
+from sipbridge.rtc.agora.connection import AgoraConnection
 from sipbridge.rtc.base import RtcContext
 from sipbridge.rtc.livekit import connection
 from sipbridge.rtc.registry import make_connection
 from sipbridge.rtc.websocket.audiosocket import format_message
 from sipbridge.rtc.websocket.transport import forget_certificates
 from tests.contract.duplex import DuplexConnection
-from tests.support import agents, audio, fake_livekit
+from tests.support import agents, audio, fake_agora, fake_livekit
+from tests.support.agora_engine import in_this_process
 from tests.support.certificates import Authority, Certificate
 from tests.support.codecs import Samples
 from tests.support.event_loop import in_event_loop, settle, until
@@ -242,7 +246,54 @@ class LiveKit(Backend):
         await self.wait()
 
 
-@pytest.fixture(params=[*registry.BACKENDS, "duplex"])
+class Agora(Backend):
+    """The SDK over a simulated engine, which keeps no time here."""
+
+    target = "agora:room"
+    bad_targets = ("agora:", "agora:a/b", f"agora:{65 * 'x'}")
+    says_hz = 500.0
+
+    def __init__(self, receive: Literal["mix", "users"] = "mix") -> None:
+        self.config = fake_agora.config(receive=receive)
+
+    async def open(self, media: FakeMedia, context: RtcContext) -> None:
+        self._media = media
+        self._stack = contextlib.ExitStack()
+        self._engine = self._stack.enter_context(in_this_process())
+        self._is_open = True
+        self._engine.set(turbo=1, delay=0)
+        self._far = self._engine.join("room", "7")
+        self._far.record()
+
+    def heard(self) -> tuple[Samples, int]:
+        return self._far.heard, self._far.rate_hz
+
+    async def wait(self) -> None:
+        for _ in range(12):
+            await settle()
+            time.sleep(0.002)
+        if not self._is_open:
+            return
+        await until(lambda: not self._engine.stats()["busy"])
+        if self._engine.stats()["joined"]:
+            self._far.burst(audio.tone(self.says_hz, 1.5, self._far.rate_hz))
+            await until(lambda: not self._engine.stats()["busy"])
+
+    async def wait_codec(self, media: FakeMedia, call: FakeCall) -> None:
+        call.connection.call_changed("active")
+        await self.wait()
+
+    async def shut(self) -> None:
+        for _ in range(4):  # ports leave once nobody hears them, one after the other
+            await settle()
+            self._media.run(4)
+        await AgoraConnection.shut_down()
+        assert self._engine.stats()["connections"] == self._engine.stats()["stale"] == 0
+        self._is_open = False
+        self._stack.close()
+
+
+@pytest.fixture(params=[*registry.BACKENDS, "agora-users", "duplex"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Every backend of the package, and one that is found by its entry point."""
     if request.param == "play":
@@ -260,7 +311,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
         forget_certificates()
         return VoiceAgent(authority.issue("127.0.0.1"))
-    backends: dict[str, type[Backend]] = {
+    backends: dict[str, Callable[[], Backend]] = {
         "local": Local,
         "echo": EchoBackend,
         "tone": ToneBackend,
@@ -270,6 +321,8 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         "ws": BareAgent,
         "audiosocket": AudioSocket,
         "livekit": LiveKit,
+        "agora": Agora,
+        "agora-users": lambda: Agora("users"),
     }
     return backends[request.param]()
 

@@ -38,6 +38,7 @@ def test_backend_of_a_third_party(monkeypatch: pytest.MonkeyPatch, context: RtcC
     add_entry_points(monkeypatch, duplex="tests.contract.duplex:DuplexConnection")
     assert registry.schemes() == [
         "agent",
+        "agora",
         "audiosocket",
         "duplex",
         "echo",
@@ -82,5 +83,6 @@ def test_unknown_scheme(monkeypatch: pytest.MonkeyPatch, context: RtcContext) ->
         registry.make_connection(Target.parse("locl:room"), context)
     assert caught.value.reason.detail == (
         "target locl:room: no channel backend for 'locl': "
-        "expected one of agent, audiosocket, duplex, echo, livekit, local, play, silence, tone, ws, wss"
+        "expected one of agent, agora, audiosocket, duplex, echo, livekit, local, play, silence, tone, "
+        "ws, wss"
     )

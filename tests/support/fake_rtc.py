@@ -2,6 +2,7 @@
 """What stands around a channel backend: its context, and a call that writes down what it is told."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -42,6 +43,9 @@ class FakeListener:
 
     def message(self, topic: str, text: str) -> None:
         self.told.append(("message", topic, text))
+
+    def noticed(self, kind: str, identity: str, data: Mapping[str, Any]) -> None:
+        self.told.append(("noticed", kind, identity, dict(data)))
 
     def hangup_requested(self, reason: EndReason) -> None:
         self.told.append(("hangup", reason))
