@@ -220,8 +220,7 @@ class Link:
             client_role_type=names.ClientRoleType(_BROADCASTER),
             channel_profile=names.ChannelProfileType(_CHANNEL_PROFILES[config.channel_profile]),
         )
-        create = native.create_rtc_connection
-        self._native: Any = self._ask("create_rtc_connection", create, settings, publish)
+        self._native: Any = self._ask("create_rtc_connection", self._create, native, settings, publish)
         try:
             if self._native is None or not self._native.conn_handle:
                 raise SdkCallError("create_rtc_connection", -1)
@@ -234,6 +233,21 @@ class Link:
         except SdkCallError:
             self.destroy()
             raise
+
+    def _create(self, service: Any, settings: Any, publish: Any) -> Any:
+        """As the service does it, but what fails halfway is released."""
+        kind = self._names.RTCConnection
+        native = kind.__new__(kind)
+        try:
+            native.__init__(service, settings, publish)
+        except Exception:
+            for part in ("_audio_track", "_audio_sender"):
+                if getattr(native, part, None) is not None:
+                    getattr(native, part).release()
+            if native.conn_handle:
+                self._names.agora_rtc_conn_release(native.conn_handle)
+            raise
+        return native
 
     def _ask(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls the SDK; what it raises, or says by a negative number, becomes an error of ours."""
@@ -452,15 +466,15 @@ class Service:
             data_dir=str(folder),
             config_dir=str(folder),
         )
-        native: Any = None
+        native = names.AgoraService()
         try:
-            native = names.AgoraService()
-            native.initialize(settings)
+            if native.service_handle:
+                native.initialize(settings)  # what it answers says nothing
         except Exception as error:
-            if native is not None:
-                native.release()
+            native.release()
             raise SdkCallError("initialize", -1, repr(error)) from error
-        if not native.inited:
+        if not native.inited or native.media_node_factory is None:
+            native.release()
             raise SdkCallError("initialize", -1)
         self._names, self._native = names, native
         self._log.info("Agora's service is there", area=config.area, log=str(folder / "agora.log"))

@@ -100,8 +100,8 @@ def in_this_process() -> Iterator["Engine"]:
         ctypes.CDLL(str(Path(path) / "agora" / "agora_sdk" / "libagora_rtc_sdk.so"))
         engine = Engine(Path(os.environ[SOCKET]))
         engine.ask("reset")
-        yield engine
-        engine.close()
+        with contextlib.closing(engine):
+            yield engine
     finally:
         sys.path.remove(path)
 
