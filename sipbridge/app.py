@@ -55,6 +55,7 @@ class App:
                 self._endpoint.engine.clock(),
             )
             self._remotes.start()
+            await registry.start_up(self.config)
             self.calls = CallRegistry(self.config, self._endpoint, self._media, self._remotes)
             self.listening = list(self._endpoint.listening)
             for pbx in self.calls.make_pbx_servers():

@@ -174,6 +174,10 @@ class RtcConnection(abc.ABC):
         """A message of the call to the channel."""
 
     @classmethod  # noqa: B027
+    async def start_up(cls, config: Config) -> None:
+        """Readies what all connections of this backend share. Before the first call; it must not raise."""
+
+    @classmethod  # noqa: B027
     async def shut_down(cls) -> None:
         """Gives back what all connections of this backend share. Once, after the last call."""
 

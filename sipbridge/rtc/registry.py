@@ -55,6 +55,13 @@ def make_connection(target: Target, context: RtcContext) -> RtcConnection:
         raise RtcError(EndReason(EndKind.CHANNEL_FAILED, f"target {target}: {error}")) from error
 
 
+async def start_up(config: Config) -> None:
+    """Every backend that a rule names readies what its connections share."""
+    for scheme in {Target.parse(rule.target).scheme for rule in config.rule}:
+        with contextlib.suppress(LookupError, ImportError):
+            await load_backend(scheme).start_up(config)
+
+
 async def shut_down() -> None:
     """Every backend that was loaded gives back what its connections share."""
     for scheme, location in BACKENDS.items():

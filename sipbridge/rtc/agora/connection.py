@@ -31,6 +31,7 @@ from collections import deque
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
+from sipbridge.config import Config
 from sipbridge.errors import EndKind, EndReason, Party, RtcError
 from sipbridge.keys import KEYS
 from sipbridge.log import get_logger
@@ -110,6 +111,15 @@ class AgoraConnection(RtcConnection):
     def _check_channel(name: str) -> None:
         if not _CHANNEL.fullmatch(name):
             raise ValueError(f"expected agora:CHANNEL, with 1 to 64 letters, digits, spaces or {_SIGNS}")
+
+    @classmethod
+    async def start_up(cls, config: Config) -> None:
+        """Loads the SDK, which takes longer than a caller likes to wait."""
+        if config.agora is not None:
+            try:
+                await Service.get(config.agora).start()
+            except RtcError as error:
+                get_logger(__name__).error("no call can join a channel of Agora's", reason=str(error))
 
     @classmethod
     async def shut_down(cls) -> None:

@@ -437,20 +437,25 @@ class Service:
             if link.scenario == scenario:
                 self._idle.remove(link)
                 return link
+        await self.start()
         try:
-            link = await self.run(self._make_link, scenario)
-        except (SdkCallError, sdk.SdkError) as error:
-            reason = error.reason if isinstance(error, SdkCallError) else failed(str(error))
-            raise RtcError(reason) from error
+            link = await self.run(Link, self, self._names, self._native, scenario)
+        except SdkCallError as error:
+            raise RtcError(error.reason) from error
         self._links.add(link)
         return link
 
-    def _make_link(self, scenario: str) -> Link:
-        if self._native is None:
-            self._start()
-        return Link(self, self._names, self._native, scenario)
+    async def start(self) -> None:
+        """Loads the SDK and makes its service, if that has not been done. RtcError."""
+        try:
+            await self.run(self._start)
+        except (SdkCallError, sdk.SdkError) as error:
+            reason = error.reason if isinstance(error, SdkCallError) else failed(str(error))
+            raise RtcError(reason) from error
 
     def _start(self) -> None:
+        if self._native is not None:
+            return
         names = sdk.load()
         config = self.config
         folder = platformdirs.user_state_path("sipbridge", appauthor=False) / "agora"

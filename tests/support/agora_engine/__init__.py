@@ -63,6 +63,8 @@ def root() -> Path:
     """What goes into ``PYTHONPATH``; BuildError."""
     key = build.digest([SOURCE.read_bytes(), *_FLAGS, build.version_of("g++"), _version()])[:24]
     entry = build.cache_dir() / "programs" / f"agora-simulation-{key}"
+    if build.is_cached(entry):  # as mostly; somebody else may be building something for minutes
+        return entry
     with build.locked():
         if build.is_cached(entry):
             return entry
