@@ -20,13 +20,17 @@ loop, from the first sign of a call to its one `CallEnded`.
 
 import asyncio
 import contextlib
+import dataclasses
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, cast
 
 from sipbridge.errors import CallError, EndKind, EndReason, MediaError, Party, RtcError
 from sipbridge.events import (
     CallAnswered,
+    CallBridged,
+    CallBridgeFailed,
     CallChannel,
     CallDtmf,
     CallEnded,
@@ -36,13 +40,14 @@ from sipbridge.events import (
     CallResumed,
     CallRinging,
     CallStarted,
+    CallUnbridged,
     Direction,
     DtmfMethod,
 )
 from sipbridge.keys import KEYS
 from sipbridge.leg import Leg, LegState, LegStats
 from sipbridge.log import get_logger
-from sipbridge.media.loop import MediaLoop
+from sipbridge.media.loop import MakeSource, MediaLoop, Route
 from sipbridge.media.quality import estimate_mos
 from sipbridge.routing import Target
 from sipbridge.rtc.base import (
@@ -83,6 +88,48 @@ class LegPlayback:
 
     def mark(self, reached: Callable[[bool], None]) -> None:
         self._media.mark(self.port_id, reached)
+
+
+class _Seat:
+    """The media loop as one channel of a call sees it: the leg is the channel's own only while it is current.
+
+    So a call can join its next channel before it leaves the one that it has.
+    """
+
+    def __init__(self, media: MediaLoop, port_id: int) -> None:
+        self._media = media
+        self._port_id = port_id
+        self._route: Route | None = None  # of the leg, as the channel wants it
+        self._is_current = False
+
+    def take(self) -> None:
+        """The leg is this channel's from now on."""
+        self._is_current = True
+        if self._route is not None:
+            self._media.attach(self._port_id, self._route)
+
+    def leave(self) -> None:
+        """Another channel has it."""
+        self._is_current = False
+
+    def attach(self, port_id: int, route: Route) -> None:
+        if port_id == self._port_id:
+            self._route = route
+        if port_id != self._port_id or self._is_current:
+            self._media.attach(port_id, route)
+
+    def detach(self, port_id: int, done: Callable[[], None] | None = None) -> None:
+        if port_id != self._port_id or self._is_current:
+            self._media.detach(port_id, done)
+        elif done is not None:
+            done()
+
+    def overlay(self, port_id: int, make: MakeSource) -> None:
+        if port_id != self._port_id or self._is_current:
+            self._media.overlay(port_id, make)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._media, name)
 
 
 class Bridge:
@@ -130,6 +177,8 @@ class Bridge:
         self._emit = emit
         self._ended = ended
         self._connection: RtcConnection | None = None
+        self._seat: _Seat | None = None  # its
+        self._bridged_at: float | None = None  # time.monotonic(), once it has joined
         self._joining = asyncio.Lock()
         self._pressing = asyncio.Lock()
         self._held = False
@@ -243,19 +292,12 @@ class Bridge:
             leg = self.leg
             if leg is None or self._connection is not None or self.end is not None:
                 return
+            seat = _Seat(self._context.media, leg.port.port_id)
+            seat.take()
             try:
-                connection = make_connection(Target.parse(self.target), self._context)
-                self._connection = connection
-                join = JoinRequest(
-                    call_id=self.id,
-                    direction=self.direction,
-                    caller=self.from_,
-                    callee=self.to,
-                    trunk=self.trunk,
-                    rule=self.rule,
-                    headers=leg.headers,
-                    participant=self._participant,
-                )
+                connection = self._make_connection(self.target, seat)
+                self._connection, self._seat = connection, seat
+                join = self._join_request(leg)
                 connection.expect(join)
                 if connection.rings and self.direction == "inbound" and not self._rung:
                     self._rung = True
@@ -264,14 +306,82 @@ class Bridge:
                 async with asyncio.timeout(connection.join_s):
                     await connection.connect(join, LegPlayback(leg, self._context.media), self)
             except RtcError as error:
-                self.hangup(error.reason)
+                self._join_failed(error.reason)
             except TimeoutError:
                 detail = f"{self.target} was not joined within {connection.join_s:.0f} s"
-                self.hangup(EndReason(EndKind.CHANNEL_FAILED, detail))
+                self._join_failed(EndReason(EndKind.CHANNEL_FAILED, detail))
             if self.end is None:
+                self._bridged(self.target)
                 self._spawn(self._follow_media(leg))
             elif self._connection is not None:
                 await self._connection.close(self.end)
+
+    def _join_failed(self, reason: EndReason) -> None:
+        if self.end is None:
+            self._emit(CallBridgeFailed(call_id=self.id, target=self.target, reason=reason))
+        self.hangup(reason)
+
+    def _make_connection(self, target: str, seat: _Seat) -> RtcConnection:
+        context = dataclasses.replace(self._context, media=cast(MediaLoop, seat))
+        return make_connection(Target.parse(target), context)
+
+    def _join_request(self, leg: Leg) -> JoinRequest:
+        return JoinRequest(
+            call_id=self.id,
+            direction=self.direction,
+            caller=self.from_,
+            callee=self.to,
+            trunk=self.trunk,
+            rule=self.rule,
+            headers=leg.headers,
+            participant=self._participant,
+        )
+
+    def _bridged(self, target: str) -> None:
+        self.target = target
+        self._bridged_at = time.monotonic()
+        self._emit(CallBridged(call_id=self.id, target=target))
+
+    def _unbridged(self, reason: EndReason) -> None:
+        if self._bridged_at is not None:
+            seconds = round(time.monotonic() - self._bridged_at, 3)
+            self._bridged_at = None
+            self._emit(CallUnbridged(call_id=self.id, target=self.target, seconds=seconds, reason=reason))
+
+    async def rebridge(self, target: str) -> None:
+        """Joins another channel, and leaves the one that it has once that is done; the telephone stays up.
+
+        RtcError: that failed, and the call is where it was. ValueError: it is in no channel, or has ended.
+        """
+        async with self._joining:
+            leg, old = self.leg, self._connection
+            if leg is None or old is None or self._seat is None or self.end is not None:
+                raise ValueError("the call is in no channel")
+            seat = _Seat(self._context.media, leg.port.port_id)
+            new: RtcConnection | None = None
+            try:
+                new = self._make_connection(target, seat)
+                join = self._join_request(leg)
+                new.expect(join)
+                async with asyncio.timeout(new.join_s):
+                    await new.connect(join, LegPlayback(leg, self._context.media), self)
+                if self.end is not None:
+                    raise RtcError(self.end)
+            except (RtcError, TimeoutError) as error:
+                late = EndReason(EndKind.CHANNEL_FAILED, f"{target} was not joined in time")
+                reason = error.reason if isinstance(error, RtcError) else late
+                if new is not None:
+                    await new.close(reason)
+                self._emit(CallBridgeFailed(call_id=self.id, target=target, reason=reason))
+                raise RtcError(reason) from error
+            self._seat.leave()
+            seat.take()
+            self._connection, self._seat = new, seat
+            reason = EndReason(EndKind.HANGUP, f"on to {target}", Party.OPERATOR)
+            await old.close(reason)
+            self._unbridged(reason)
+            self._bridged(target)
+            self._tell_channel(self._status())
 
     def participant_joined(self, identity: str) -> None:
         self.log.debug("in the channel", identity=identity)
@@ -381,6 +491,7 @@ class Bridge:
         leg = self.leg
         if leg is not None and leg.answered_at is not None:
             self.duration_s = time.monotonic() - leg.answered_at
+        self._unbridged(reason)
         mos = None
         if stats.received_packets:
             mos = estimate_mos(stats.codec, stats.loss_percent, stats.round_trip_ms / 2 + stats.delay_ms)
@@ -395,6 +506,7 @@ class Bridge:
                 rule=self.rule,
                 target=self.target,
                 duration_s=round(self.duration_s, 3),
+                billed_s=math.ceil(self.duration_s),
                 codec=stats.codec,
                 loss_percent=round(stats.loss_percent, 2),
                 jitter_ms=round(stats.jitter_ms, 1),

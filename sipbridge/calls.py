@@ -260,6 +260,10 @@ class CallRegistry:
         kind = EndKind.HANGUP if bridge.answered.is_set() else EndKind.CANCELLED
         bridge.hangup(EndReason(kind, "hung up by the operator", Party.OPERATOR))
 
+    async def rebridge(self, call_id: str, target: str) -> None:
+        """Takes a call to another channel. LookupError; ValueError: not now; RtcError: it stays there."""
+        await self._find(call_id).rebridge(target)
+
     async def send_dtmf(self, call_id: str, digits: str) -> None:
         """Presses keys to the telephone. LookupError; ValueError for what is no key."""
         bridge = self._find(call_id)

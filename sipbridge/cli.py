@@ -792,6 +792,21 @@ def hangup(call_id: CallId, api: ApiOption = None) -> None:
 
 
 @cli.command()
+def rebridge(
+    call_id: CallId,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The next channel, as local:demo.")],
+    api: ApiOption = None,
+) -> None:
+    """Take a call of the running server to another channel; the telephone stays up.
+
+    \b
+    sipbridge rebridge 5f2c9e0a1b7d agora:sales
+    """
+    with _errors_shown():
+        asyncio.run(_ask(api, lambda client: client.rebridge(call_id, target)))
+
+
+@cli.command()
 def dtmf(
     call_id: CallId,
     digits: Annotated[str, typer.Argument(metavar="DIGITS", help="0-9, A-D, *, #; w waits half a second.")],

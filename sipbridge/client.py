@@ -118,6 +118,10 @@ class ApiClient:
         """Ends a call."""
         await self._ask("POST", _path(call_id) + "/hangup", call_id=call_id)
 
+    async def rebridge(self, call_id: str, target: str) -> None:
+        """Takes a call to another channel."""
+        await self._ask("POST", _path(call_id) + "/rebridge", {"target": target}, call_id)
+
     async def send_dtmf(self, call_id: str, digits: str) -> None:
         """Sends digits; ``w`` waits half a second."""
         await self._ask("POST", _path(call_id) + "/dtmf", {"digits": digits}, call_id)

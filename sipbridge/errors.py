@@ -77,6 +77,29 @@ _CODE_OF_KIND = {
     EndKind.ERROR: 500,
 }
 
+# ITU-T Q.850; where RFC 3398 section 8.2.6.1 has one for the SIP code of a kind, it is that.
+_CAUSE_OF_KIND = {
+    EndKind.HANGUP: 16,
+    EndKind.CANCELLED: 16,
+    EndKind.BUSY: 17,
+    EndKind.DECLINED: 21,
+    EndKind.NO_ANSWER: 19,
+    EndKind.UNAVAILABLE: 18,
+    EndKind.NOT_FOUND: 1,
+    EndKind.FORBIDDEN: 21,
+    EndKind.NOT_ACCEPTABLE: 65,
+    EndKind.CHANNEL_CLOSED: 16,
+    EndKind.CHANNEL_FAILED: 38,
+    EndKind.MEDIA_TIMEOUT: 102,
+    EndKind.MAX_DURATION: 31,
+    EndKind.ALONE: 16,
+    EndKind.TRANSFERRED: 16,
+    EndKind.SHUTDOWN: 41,
+    EndKind.OVERLOAD: 42,
+    EndKind.TRANSPORT: 38,
+    EndKind.ERROR: 41,
+}
+
 _KIND_OF_CODE = {
     401: EndKind.FORBIDDEN,
     403: EndKind.FORBIDDEN,
@@ -122,6 +145,11 @@ class EndReason:
         if 400 <= self.sip_code <= 699 and self.sip_code not in _NOT_PASSED_ON:
             return self.sip_code
         return _CODE_OF_KIND[self.kind]
+
+    @property
+    def cause(self) -> int:
+        """The cause of a telephone network (ITU-T Q.850) that this is nearest to."""
+        return _CAUSE_OF_KIND[self.kind]
 
     @classmethod
     def from_sip(cls, code: int, phrase: str, by: Party) -> Self:

@@ -33,6 +33,7 @@ class CallEvent:
                     "detail": value.detail,
                     "by": value.by.value,
                     "sip_code": value.sip_code,
+                    "cause": value.cause,
                 }
             data[item.name.rstrip("_")] = value
         return data
@@ -105,6 +106,36 @@ class CallMessage(CallEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallBridged(CallEvent):
+    """The call has joined its channel, or another one."""
+
+    name: ClassVar[str] = "call.bridged"
+
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallUnbridged(CallEvent):
+    """The call has left a channel that it had joined."""
+
+    name: ClassVar[str] = "call.unbridged"
+
+    target: str
+    seconds: float  # that it was there
+    reason: EndReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallBridgeFailed(CallEvent):
+    """The call could not join a channel. It goes on in the one that it has, or ends."""
+
+    name: ClassVar[str] = "call.bridge_failed"
+
+    target: str
+    reason: EndReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallChannel(CallEvent):
     """Something happened in the channel that only some backends have, such as how loud everybody is."""
 
@@ -129,6 +160,7 @@ class CallEnded(CallEvent):
     rule: str
     target: str
     duration_s: float = 0.0  # from the answer to the end; 0 when it was never answered
+    billed_s: int = 0  # the same in seconds that have begun
     codec: str = ""
     loss_percent: float = 0.0  # of the RTP packets expected from the far side
     jitter_ms: float = 0.0  # interarrival jitter, RFC 3550 section 6.4.1

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One call, from the first sign of it to its one `CallEnded`: the leg is a fake, the channel does as told."""
 
+import asyncio
 import gc
+import math
 import time
 import weakref
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -12,8 +15,8 @@ from hypothesis import strategies as st
 
 from sipbridge.bridge import Bridge
 from sipbridge.config import Config, TrunkConfig
-from sipbridge.errors import CallError, EndKind, EndReason, MediaError, Party
-from sipbridge.events import CallDtmf, CallEnded, CallEvent, CallMessage
+from sipbridge.errors import CallError, EndKind, EndReason, MediaError, Party, RtcError
+from sipbridge.events import CallBridgeFailed, CallDtmf, CallEnded, CallEvent, CallMessage
 from sipbridge.leg import LegState
 from sipbridge.media.loop import Room
 from sipbridge.media.tones import dtmf_samples
@@ -112,7 +115,7 @@ async def test_call(scripted: Scripted) -> None:
     assert (join.call_id, join.direction, join.caller, join.callee) == ("1", "inbound", "100", "200")
     assert (join.trunk, join.rule, join.headers) == ("line", "all", {"X-Room": "7"})
     assert leg.asked == ["answer"]
-    assert stage.names == ["started", "answered"]
+    assert stage.names == ["started", "bridged", "answered"]
     leg.answered_at = time.monotonic() - 7.5
     leg.hangs_up()
     await settle()
@@ -123,6 +126,8 @@ async def test_call(scripted: Scripted) -> None:
     assert (end.direction, end.from_, end.to) == ("inbound", "100", "200")
     assert (end.trunk, end.rule, end.target) == ("line", "all", "scripted:")
     assert 7.5 <= end.duration_s < 20
+    assert end.billed_s == math.ceil(end.duration_s)
+    assert stage.names[-2:] == ["unbridged", "ended"]
     assert (end.codec, end.loss_percent, end.jitter_ms) == ("PCMU", 0.46, 1.2)
     assert end.mos is not None
     assert 3 < end.mos < 4.5
@@ -682,6 +687,98 @@ steps = st.lists(
     ),
     max_size=12,
 )
+
+
+# --- another channel
+
+
+@pytest.mark.parametrize("target", ["tone:900", "local:room", "play:{wav}", "scripted:"])
+@in_event_loop
+async def test_rebridge(scripted: Scripted, tmp_path: Path, target: str) -> None:
+    """The telephone hears the old channel until it hears the new one; the old one is left."""
+    if target == "play:{wav}":
+        wav = audio.write_wav(tmp_path / "tone.wav", audio.tone(900, 1.0))
+        target = f"play:{wav}"
+    stage = Stage("tone:500")
+    leg = await stage.answered()
+    stage.media.run(8)
+    assert audio.find_tone(leg.port.heard, 8000) == pytest.approx(500, abs=10)
+    await stage.bridge.rebridge(target)
+    leg.port.forget()
+    stage.media.run(40)
+    await settle()
+    if target == "local:room":
+        assert stage.context.rooms.members() == {"room": ("1",)}
+    else:
+        hz = 1000 if target == "scripted:" else 900
+        assert audio.find_tone(leg.port.heard[320:], 8000) == pytest.approx(hz, abs=20)
+        assert audio.gaps_ms(leg.port.heard, 8000) == []
+    assert stage.bridge.target == target
+    assert stage.names == ["started", "bridged", "answered", "unbridged", "bridged"]
+    leg.hangs_up()
+    await settle()
+    assert stage.end.target == target
+    assert stage.context.rooms.members() == {}
+
+
+@in_event_loop
+async def test_rebridge_while_the_next_channel_takes_its_time(scripted: Scripted) -> None:
+    """The old one goes on, and nothing that the next one wants of the leg is done before it has joined."""
+    stage = Stage("tone:500")
+    leg = await stage.answered()
+    moving = asyncio.ensure_future(stage.bridge.rebridge("scripted:waits"))
+    await settle()
+    leg.port.forget()
+    stage.media.run(40)
+    assert audio.find_tone(leg.port.heard, 8000) == pytest.approx(500, abs=10)
+    scripted[0].may_join.set()
+    await moving
+    stage.media.run(4)
+    leg.port.forget()
+    stage.media.run(40)
+    assert audio.find_tone(leg.port.heard, 8000) == pytest.approx(1000, abs=10)
+    leg.hangs_up()
+    await settle()
+    assert stage.end
+
+
+@pytest.mark.parametrize("target", ["scripted:refuses", "scripted:waits", "tone:none", "nothing:x"])
+@in_event_loop
+async def test_rebridge_that_fails(scripted: Scripted, target: str) -> None:
+    """The call stays where it is."""
+    stage = Stage("tone:500")
+    leg = await stage.answered()
+    moving = asyncio.ensure_future(stage.bridge.rebridge(target))
+    await settle()
+    await pass_time(15)
+    with pytest.raises(RtcError):
+        await moving
+    assert isinstance(stage.events[-1], CallBridgeFailed)
+    assert stage.events[-1].target == target
+    stage.media.run(4)
+    leg.port.forget()
+    stage.media.run(40)
+    assert audio.find_tone(leg.port.heard, 8000) == pytest.approx(500, abs=10)
+    assert stage.bridge.target == "tone:500"
+    leg.hangs_up()
+    await settle()
+    assert stage.end
+
+
+@in_event_loop
+async def test_rebridge_of_a_call_that_ends_meanwhile(scripted: Scripted) -> None:
+    stage = Stage("tone:500")
+    leg = await stage.answered()
+    moving = asyncio.ensure_future(stage.bridge.rebridge("scripted:waits"))
+    await settle()
+    leg.hangs_up()
+    await settle()
+    scripted[0].may_join.set()
+    with pytest.raises(RtcError):
+        await moving
+    assert scripted[0].closed
+    with pytest.raises(ValueError, match="no channel"):
+        await stage.bridge.rebridge("tone:900")
 
 
 def take_step(step: str, stage: Stage, leg: FakeLeg, channel: ScriptedConnection | None) -> None:

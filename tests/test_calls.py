@@ -247,7 +247,7 @@ async def test_dial(scripted: Scripted) -> None:
         await settle()
         assert stage.ended(call_id) == EndReason(EndKind.HANGUP, "hung up", Party.CALLEE)
         assert [event.name.removeprefix("call.") for event in stage.events] == [
-            *("started", "ringing", "answered", "held", "ended")
+            *("started", "ringing", "answered", "bridged", "held", "unbridged", "ended")
         ]
 
 

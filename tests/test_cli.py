@@ -104,7 +104,9 @@ def sound(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------- help and version
 
 
-@pytest.mark.parametrize("command", ["serve", "check", "dial", "calls", "hangup", "dtmf", "rooms", "version"])
+@pytest.mark.parametrize(
+    "command", ["serve", "check", "dial", "calls", "hangup", "rebridge", "dtmf", "rooms", "version"]
+)
 def test_each_command_explains_itself(command: str) -> None:
     assert f"\n  {command} " in run("--help").stdout
     result = run(command, "--help")
@@ -176,6 +178,14 @@ def test_a_telephone_is_transferred(server: FakeCalls) -> None:
     result = run("transfer", "c2", "201")
     assert result.exit_code == 1
     assert "404 Not Found" in result.stderr
+
+
+def test_channel_is_changed(server: FakeCalls) -> None:
+    server.add("c1")
+    result = run("rebridge", "c1", "local:next")
+    assert (result.exit_code, result.output) == (0, "")
+    assert server.calls["c1"].target == "local:next"
+    assert run("rebridge", "c1", "next").exit_code == 2
 
 
 def test_unknown_call_is_1(server: FakeCalls) -> None:

@@ -31,7 +31,13 @@ def test_an_event_as_json() -> None:
     data = json.loads(json.dumps(_ended().as_dict()))
     assert data["event"] == "call.ended"
     assert (data["call_id"], data["at"], data["from"], data["to"]) == ("c1", 1.5, "100", "200")
-    assert data["reason"] == {"kind": "busy", "detail": "Busy Here", "by": "callee", "sip_code": 486}
+    assert data["reason"] == {
+        "kind": "busy",
+        "detail": "Busy Here",
+        "by": "callee",
+        "sip_code": 486,
+        "cause": 17,
+    }
     assert "from_" not in data
 
 

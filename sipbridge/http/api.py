@@ -190,6 +190,16 @@ def _make_call_routes(calls: CallRegistry, closing: asyncio.Event) -> APIRouter:
         except LookupError:
             raise _no_such_call(call_id) from None
 
+    @routes.post("/calls/{call_id}/rebridge", status_code=204, tags=["calls"], summary="Change the channel")
+    async def rebridge(call_id: str, body: schema.Rebridge) -> None:
+        """Joins `target`, and then leaves the channel that the call has. When that fails, it stays there."""
+        try:
+            await calls.rebridge(call_id, body.target)
+        except LookupError:
+            raise _no_such_call(call_id) from None
+        except ValueError as error:
+            raise HTTPException(409, str(error)) from None
+
     @routes.get("/rooms", tags=["rooms"], summary="All rooms")
     async def list_rooms() -> schema.Rooms:
         """The `local:` rooms that have members."""

@@ -155,6 +155,14 @@ class Transfer(_Body):
     )
 
 
+class Rebridge(_Body):
+    """Where a call is to go."""
+
+    target: Annotated[str, AfterValidator(_check_target)] = Field(
+        min_length=1, max_length=2048, description="The next channel.", examples=["local:demo"]
+    )
+
+
 class Program(_Body):
     """How a program joins a room."""
 

@@ -204,6 +204,19 @@ def test_digits_are_sent() -> None:
     assert calls.digits == [("c1", "123w#")]
 
 
+def test_channel_is_changed() -> None:
+    calls = FakeCalls()
+    calls.add("c1")
+    path = "/v1/calls/c1/rebridge"
+    assert request(calls, "POST", path, json={"target": "local:next"}).status_code == 204
+    assert calls.calls["c1"].target == "local:next"
+    body = problem(request(calls, "POST", path, json={"target": "next"}), 422)
+    assert body["errors"][0]["field"] == "target"
+    calls.end("c1", EndReason(EndKind.HANGUP, "", Party.CALLER))
+    assert problem(request(calls, "POST", path, json={"target": "local:next"}), 409)
+    problem(request(calls, "POST", "/v1/calls/nobody/rebridge", json={"target": "local:next"}), 404)
+
+
 @pytest.mark.parametrize("digits", ["", "12 3", "5\r\n", "E", "1" * 300])
 def test_what_is_no_digit_is_refused(digits: str) -> None:
     calls = FakeCalls()
@@ -361,6 +374,7 @@ def test_openapi_is_complete() -> None:
         ("POST", "/v1/calls/{call_id}/transfer"),
         ("POST", "/v1/calls/{call_id}/hold"),
         ("POST", "/v1/calls/{call_id}/unhold"),
+        ("POST", "/v1/calls/{call_id}/rebridge"),
         ("GET", "/v1/rooms"),
         ("GET", "/v1/rooms/{room}/audio"),
         ("POST", "/v1/rooms/{room}/webrtc"),

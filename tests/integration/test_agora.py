@@ -2,8 +2,11 @@
 """Telephones in channels of Agora's, as the SDK's own Python has them over a simulated engine."""
 
 import itertools
+import json
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,11 @@ def config(**agora: Any) -> dict[str, Any]:
     alone = {"name": "alone", "to": "alone-*", "target": "agora:{callee}", "hangup_when_alone": True}
     return {
         "trunk": [TRUNK],
-        "rule": [alone, {"name": "rooms", "target": "agora:{callee}"}],
+        "rule": [
+            alone,
+            {"name": "local", "to": "local-*", "target": "local:{callee}"},
+            {"name": "rooms", "target": "agora:{callee}"},
+        ],
         "agora": {**fake_agora.TABLE, **agora},
         "log": {"level": "debug"},
     }
@@ -207,6 +214,36 @@ def test_channel_that_refuses_a_call(mixing: Bridge, agent: MakeAgent, rtp: Make
     mixing.engine.ask("refuse", room, 0)
 
 
+@pytest.mark.parametrize("scheme", ["agora", "local"])
+def test_rebridge(bridge: Bridge, call: MakeCall, room: str, scheme: str) -> None:
+    """The telephone stays up, and is without a channel for no half a second."""
+    party = call(room, server=bridge.sip_address)
+    bridge.join(room, hz=FAR_HZ)
+    party.rtp.play(audio.tone(PHONE_HZ, 1.0), loop=True)
+    wait_until(lambda: hears(party, FAR_HZ), 10.0, "the telephone hears its first channel")
+    call_id = bridge.started(party.caller)["call_id"]
+    other = f"{room}-next"
+    if scheme == "agora":
+        far = bridge.join(other, "8", 1300)
+    else:
+        next_party = call("local-" + other, server=bridge.sip_address)
+        next_party.rtp.play(audio.tone(1300, 1.0), loop=True)
+    target = f"agora:{other}" if scheme == "agora" else f"local:local-{other}"
+    began = time.monotonic()
+    response = bridge.http.post(f"/v1/calls/{call_id}/rebridge", json={"target": target})
+    assert response.status_code == 204, response.text
+    wait_until(lambda: hears(party, 1300), 10.0, "and its next one")
+    heard = party.rtp.heard(began)
+    assert max((length for _, length in audio.gaps_ms(heard, 8000)), default=0) < 500
+    assert audio.tone_level_dbfs(party.rtp.listen(0.3), 8000, FAR_HZ) < -45
+    if scheme == "agora":
+        assert audio.find_tone(far.listen(0.5), far.rate_hz) == pytest.approx(PHONE_HZ, rel=0.004)
+    else:
+        wait_until(lambda: hears(next_party, PHONE_HZ), 10.0, "who is there hears it")
+    told = [event["event"] for event in bridge.events(call_id=call_id) if "bridged" in event["event"]]
+    assert told == ["call.bridged", "call.unbridged", "call.bridged"]
+
+
 def test_everything_goes_back(mixing: Bridge, call: MakeCall, room: str) -> None:
     """After a few calls at once: what the engine has, and what the bridge has."""
     parties = [call(room, server=mixing.sip_address) for _ in range(4)]
@@ -231,3 +268,40 @@ def test_server_stops_while_a_call_is_up(tmp_path: Path, agent: MakeAgent, rtp: 
         server.terminate()
         dialog.wait_bye()
         server.engine.close()
+
+
+def test_lookup_says_where_a_call_goes(tmp_path: Path, agent: MakeAgent, rtp: MakePeer) -> None:
+    """Channel, user, token and scenario; or that it goes nowhere."""
+    answers = [
+        {"channel": "sales", "user_id": "42", "token": "007abc", "scenario": "meeting"},
+        {"reject": 486},
+    ]
+    asked: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            body = json.dumps(answers.pop(0)).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as directory:
+        threading.Thread(target=directory.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{directory.server_port}/where"
+        with Bridge(tmp_path, lookup_url=url) as server:
+            caller, peer = agent(server=server.sip_address), rtp()
+            dialog = caller.call("4930123", peer, headers={"X-Ticket": "4711"})
+            assert server.engine.log("connect") == [["sales", "42", "007abc"]]
+            assert ["scenario", "8"] in server.engine.log()
+            assert (asked[0]["number"], asked[0]["headers"]["X-Ticket"]) == ("4930123", "4711")
+            dialog.hang_up()
+            with pytest.raises(RefusedError) as caught:
+                caller.call("4930124", peer)
+            assert caught.value.status == 486
+            server.engine.close()
+        directory.shutdown()

@@ -161,6 +161,11 @@ class FakeCalls(CallRegistry):
                 return call_id
         raise LookupError(f"there is no call {identity!r} in {target}")
 
+    async def rebridge(self, call_id: str, target: str) -> None:
+        if self.calls[call_id].state == "ended":
+            raise ValueError("the call is in no channel")
+        self.calls[call_id] = dataclasses.replace(self.calls[call_id], target=target)
+
     async def send_dtmf(self, call_id: str, digits: str) -> None:
         if self.calls[call_id].state == "ended":
             raise ValueError("the call has ended")

@@ -9,7 +9,6 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from sipbridge.rtc.agora import token
 from sipbridge.rtc.agora.token import TokenError, build_token, make_token, obtain_token
 from tests.support import fake_agora
 from tests.support.event_loop import in_event_loop
@@ -70,9 +69,7 @@ async def test_token_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
         return answers.pop(0)
 
     client = httpx.AsyncClient
-    monkeypatch.setattr(
-        token.httpx, "AsyncClient", lambda timeout: client(transport=httpx.MockTransport(answer))
-    )
+    monkeypatch.setattr(httpx, "AsyncClient", lambda timeout: client(transport=httpx.MockTransport(answer)))
     config = fake_agora.config(
         token_url="http://127.0.0.1:1/token", token_headers={"X-Key": SecretStr("secret")}
     ).agora
