@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -55,8 +56,8 @@ def run_once(scenario: Scenario, options: argparse.Namespace, restart: int = 0) 
         if scenario.has_pesq:
             seconds = 45.0 if options.seconds is None else max(options.seconds, PESQ_S)
             load = dataclasses.replace(load, record=Path(folder), seconds=seconds)
-        with _livekit(scenario, Path(folder)) as settings:
-            load = dataclasses.replace(load, settings=settings)
+        with _livekit(scenario, Path(folder)) as settings, _agora(scenario, Path(folder)) as more:
+            load = dataclasses.replace(load, settings=settings + more)
             result = measure.run(load, options.target, options.pid)
         if scenario.has_pesq:
             result["pesq"] = _pesq(load, Path(folder), result["speech_raw"])
@@ -86,6 +87,32 @@ name = "livekit"
 to = "bench*"
 target = "livekit:{{callee}}"
 """
+
+
+@contextlib.contextmanager
+def _agora(scenario: Scenario, folder: Path) -> Iterator[str]:
+    """Agora's SDK over a simulated engine, where the scenario has it, and what the bridge is told of it."""
+    if not scenario.is_agora:
+        yield ""
+        return
+    from tests.support import agora_engine, fake_agora
+
+    before = dict(os.environ)
+    os.environ.update(agora_engine.environment(folder / "engine"))
+    try:
+        yield f"""
+[agora]
+app_id = "{fake_agora.APP_ID}"
+app_certificate = "{fake_agora.CERTIFICATE}"
+
+[[rule]]
+name = "agora"
+to = "bench*"
+target = "agora:{{callee}}"
+"""
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _as_json(load: Load) -> dict[str, Any]:
