@@ -43,6 +43,7 @@ setup: $(MADE)/runtime $(NATIVE_MADE) ## set up alone: system packages, .venv, p
 
 test: setup $(MADE)/development $(MADE)/test-packages $(MADE)/bench-packages ## set up and run all tests (ARGS='-k jitter -x')
 	@$(BIN)/python -m tests.support.livekit
+	@$(BIN)/python -m tests.support.agora_engine
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(MADE)/development ## style, formatting, types, import contracts

@@ -7,6 +7,7 @@ configuration. What is asked for goes to the standard output, errors and the log
 
 import asyncio
 import contextlib
+import dataclasses
 import ipaddress
 import json
 import os
@@ -265,7 +266,14 @@ def _program() -> str:
 
 
 @cli.command()
-def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def check(
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    online: Annotated[
+        str | None,
+        typer.Option(metavar="NETWORK", help="Try this for real, for some seconds: agora."),
+    ] = None,
+) -> None:
     """Check a configuration, and whether this host can run it.
 
     Shows where it would listen and who has a port that is not free, the trunks and rules, the ports a
@@ -273,7 +281,12 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
     \b
     sipbridge check --config conf/sipbridge.toml
+    sipbridge check --config my.toml --online agora
     """
+    if online is not None:
+        with _errors_shown():
+            _check_online(load_config(config, os.environ), online, as_json)
+        return
     with _errors_shown():
         settings = load_config(config, os.environ)
         listeners = [
@@ -318,6 +331,23 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         ]
         if errors:
             raise ConfigFileError(errors)
+
+
+def _check_online(config: Config, network: str, as_json: bool) -> None:
+    if network != "agora":
+        raise ConfigError("can be tried online: agora", key="--online")
+    if config.agora is None:
+        raise ConfigError("there is no [agora] in the configuration", key="--online")
+    from sipbridge.rtc.agora.check import Step, check_online
+
+    def show(step: Step) -> None:
+        if as_json:
+            _print_json(dataclasses.asdict(step))
+        else:
+            typer.echo(f"{'ok    ' if step.is_well else 'FAILED'}  {step.name}: {step.detail}")
+
+    if not asyncio.run(check_online(config.agora, show)):
+        raise typer.Exit(1)
 
 
 def _listen_error(file: Path | None, config: Config, listener: Mapping[str, Any]) -> ConfigError:

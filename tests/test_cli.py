@@ -188,6 +188,16 @@ def test_channel_is_changed(server: FakeCalls) -> None:
     assert run("rebridge", "c1", "next").exit_code == 2
 
 
+def test_networks_that_cannot_be_tried(tmp_path: Path) -> None:
+    """What is not known, and what is not configured."""
+    config = tmp_path / "sipbridge.toml"
+    config.write_text("")
+    result = run("check", "--config", str(config), "--online", "skype")
+    assert (result.exit_code, "can be tried online: agora" in result.stderr) == (2, True)
+    result = run("check", "--config", str(config), "--online", "agora")
+    assert (result.exit_code, "there is no [agora]" in result.stderr) == (2, True)
+
+
 def test_unknown_call_is_1(server: FakeCalls) -> None:
     result = run("hangup", "nobody")
     assert result.exit_code == 1

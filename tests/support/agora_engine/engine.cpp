@@ -118,7 +118,7 @@ enum UserSlot { kSubscribed = 7, kVolume = 22, kMessage = 34, kMetadata = 36 };
 enum FrameSlot { kPlayback = 1, kBeforeMixing = 4, kPosition = 5 };
 constexpr size_t kConnSlots = 31, kUserSlots = 37, kFrameSlots = 10;
 constexpr int kPlaybackPosition = 1, kBeforeMixingPosition = 8;
-constexpr int kPrimedMs = 40, kMostMs = 200;  // of what is pushed: begins to be sent, and is the most that waits
+constexpr int kPrimedMs = 40, kMostMs = 100;  // of what is pushed: begins to be sent, and is the most that waits
 
 // ---------------------------------------------------------------- what there is
 
