@@ -132,48 +132,47 @@ class _Seat:
         return getattr(self._media, name)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CallPlan:
+    """Who calls whom, where it is to go, and how it is treated."""
+
+    call_id: str
+    direction: Direction
+    from_: str
+    to: str
+    trunk: str
+    target: str
+    rule: str = ""
+    max_duration_s: float = 0.0  # after the answer; 0: for ever
+    hangup_when_alone: bool = False
+    alone_grace_s: float = 0.0
+    participant: ParticipantWish = dataclasses.field(default_factory=ParticipantWish)
+
+
 class Bridge:
     """A call: its leg, its channel, and the reason of its end. Event loop."""
 
     def __init__(
         self,
         context: RtcContext,
+        plan: CallPlan,
         *,
-        call_id: str,
-        direction: Direction,
-        from_: str,
-        to: str,
-        trunk: str,
-        target: str,
-        rule: str = "",
-        max_duration_s: float = 0.0,
-        hangup_when_alone: bool = False,
-        alone_grace_s: float = 0.0,
-        participant: ParticipantWish | None = None,
         emit: Callable[[CallEvent], None],
         ended: Callable[["Bridge"], None],
     ) -> None:
-        self.id = call_id
-        self.direction: Direction = direction
-        self.from_ = from_
-        self.to = to
-        self.trunk = trunk
-        self.target = target
-        self.rule = rule
+        self.id = plan.call_id
+        self.plan = plan
+        self.target = plan.target  # the one that it has, or is to have
         self.leg: Leg | None = None  # until a call that is made has found whom to dial
         self.end: EndReason | None = None
         self.duration_s = 0.0  # from the answer to the end
         self.last_stats = LegStats()
-        self.log = get_logger(__name__, call_id=call_id)
+        self.log = get_logger(__name__, call_id=plan.call_id)
         self.on_answered: Callable[[], Awaitable[None]] | None = None  # of a dialled call, once it has joined
         self.answered = asyncio.Event()  # or ended
         self.over = asyncio.Event()
         self._context = context
-        self._max_duration_s = max_duration_s
-        self._hangup_when_alone = hangup_when_alone
-        self._alone_grace_s = alone_grace_s
         self._alone: asyncio.TimerHandle | None = None  # while nobody else is there
-        self._participant = participant or ParticipantWish()
         self._emit = emit
         self._ended = ended
         self._connection: RtcConnection | None = None
@@ -187,13 +186,13 @@ class Bridge:
         self._tasks: set[asyncio.Task[None]] = set()
         emit(
             CallStarted(
-                call_id=call_id,
-                direction=direction,
-                from_=from_,
-                to=to,
-                trunk=trunk,
-                rule=rule,
-                target=target,
+                call_id=plan.call_id,
+                direction=plan.direction,
+                from_=plan.from_,
+                to=plan.to,
+                trunk=plan.trunk,
+                rule=plan.rule,
+                target=plan.target,
             )
         )
 
@@ -299,7 +298,7 @@ class Bridge:
                 self._connection, self._seat = connection, seat
                 join = self._join_request(leg)
                 connection.expect(join)
-                if connection.rings and self.direction == "inbound" and not self._rung:
+                if connection.rings and self.plan.direction == "inbound" and not self._rung:
                     self._rung = True
                     leg.ring()
                     self._emit(CallRinging(call_id=self.id))
@@ -328,13 +327,13 @@ class Bridge:
     def _join_request(self, leg: Leg) -> JoinRequest:
         return JoinRequest(
             call_id=self.id,
-            direction=self.direction,
-            caller=self.from_,
-            callee=self.to,
-            trunk=self.trunk,
-            rule=self.rule,
+            direction=self.plan.direction,
+            caller=self.plan.from_,
+            callee=self.plan.to,
+            trunk=self.plan.trunk,
+            rule=self.plan.rule,
             headers=leg.headers,
-            participant=self._participant,
+            participant=self.plan.participant,
         )
 
     def _bridged(self, target: str) -> None:
@@ -390,12 +389,12 @@ class Bridge:
             self._alone = None
 
     def participant_left(self, identity: str, remaining: int) -> None:
-        if remaining or not self._hangup_when_alone:
+        if remaining or not self.plan.hangup_when_alone:
             return
-        if self._alone_grace_s == 0:
+        if self.plan.alone_grace_s == 0:
             self._end_alone()
         elif self._alone is None:
-            self._alone = self._after(self._alone_grace_s, self._end_alone)
+            self._alone = self._after(self.plan.alone_grace_s, self._end_alone)
 
     def _end_alone(self) -> None:
         self.hangup(EndReason(EndKind.ALONE, f"everybody else has left {self.target}", Party.CHANNEL))
@@ -440,11 +439,11 @@ class Bridge:
 
     def leg_answered(self) -> None:
         self._emit(CallAnswered(call_id=self.id, codec=self.leg.codec if self.leg is not None else ""))
-        if self._max_duration_s > 0:
-            self._after(self._max_duration_s, self._too_long)
+        if self.plan.max_duration_s > 0:
+            self._after(self.plan.max_duration_s, self._too_long)
         self.answered.set()
         self._tell_channel("active")
-        if self.direction == "outbound":
+        if self.plan.direction == "outbound":
             self._spawn(self._start_talking())
 
     async def _start_talking(self) -> None:
@@ -453,7 +452,7 @@ class Bridge:
             await self.on_answered()
 
     def _too_long(self) -> None:
-        self.hangup(EndReason(EndKind.MAX_DURATION, f"the call has lasted {self._max_duration_s:.3g} s"))
+        self.hangup(EndReason(EndKind.MAX_DURATION, f"the call has lasted {self.plan.max_duration_s:.3g} s"))
 
     def leg_media(self) -> None:
         leg = self.leg
@@ -473,7 +472,7 @@ class Bridge:
         self._context.media.detect_digits(leg.port.port_id, await leg.inband_keys())
 
     def leg_digit(self, digit: str, duration_ms: int, method: DtmfMethod) -> None:
-        party = Party.CALLER if self.direction == "inbound" else Party.CALLEE
+        party = Party.CALLER if self.plan.direction == "inbound" else Party.CALLEE
         self._emit(
             CallDtmf(call_id=self.id, digit=digit, duration_ms=duration_ms, method=method, party=party)
         )
@@ -499,11 +498,11 @@ class Bridge:
             CallEnded(
                 call_id=self.id,
                 reason=reason,
-                direction=self.direction,
-                from_=self.from_,
-                to=self.to,
-                trunk=self.trunk,
-                rule=self.rule,
+                direction=self.plan.direction,
+                from_=self.plan.from_,
+                to=self.plan.to,
+                trunk=self.plan.trunk,
+                rule=self.plan.rule,
                 target=self.target,
                 duration_s=round(self.duration_s, 3),
                 billed_s=math.ceil(self.duration_s),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sipbridge.bridge import Bridge
+from sipbridge.bridge import Bridge, CallPlan
 from sipbridge.config import Config
 from sipbridge.errors import CallError, ConfigError, EndKind, EndReason, MediaError, Party, RtcError
 from sipbridge.events import CallEvent, Direction
@@ -121,7 +121,7 @@ class CallRegistry:
     def on_stream(self, leg: StreamLeg) -> None:
         """A call that a PBX hands over without SIP, so without its gate."""
         refusal: EndReason | None = None
-        of_pbx = sum(bridge.trunk == leg.pbx.name for bridge in self._bridges.values())
+        of_pbx = sum(bridge.plan.trunk == leg.pbx.name for bridge in self._bridges.values())
         if self.draining:
             refusal = EndReason(EndKind.SHUTDOWN, "the server is going down")
         for count, limit in ((len(self._bridges), self.config.sip.max_calls), (of_pbx, leg.pbx.max_calls)):
@@ -145,9 +145,9 @@ class CallRegistry:
                 target = fill(rule.target, fields, leg.headers)
             except CallError as error:
                 refusal = error.reason
-        bridge = self._bridge(
-            leg.id,
-            target,
+        plan = CallPlan(
+            call_id=leg.id,
+            target=target,
             direction="inbound",
             from_=leg.caller,
             to=leg.callee,
@@ -157,6 +157,7 @@ class CallRegistry:
             hangup_when_alone=rule is not None and rule.hangup_when_alone,
             alone_grace_s=rule.alone_grace_s if rule is not None else 0.0,
         )
+        bridge = self._bridge(plan)
         if refusal is not None or rule is None:
             bridge.refuse(leg, refusal or EndReason(EndKind.NOT_FOUND, "no rule"))
         else:
@@ -184,9 +185,9 @@ class CallRegistry:
         if request.record and not Path(request.record).parent.is_dir():
             raise ConfigError(f"{request.record}: there is no such folder")
         call_id = uuid.uuid4().hex[:12]
-        bridge = self._bridge(
-            call_id,
-            str(target),
+        call = CallPlan(
+            call_id=call_id,
+            target=str(target),
             direction="outbound",
             from_=caller.party if caller is not None else "",
             to=plan.callee,
@@ -194,6 +195,7 @@ class CallRegistry:
             max_duration_s=request.max_duration_s,
             participant=request.participant,
         )
+        bridge = self._bridge(call)
         bridge.on_answered = lambda: self._answered(bridge, request)
 
         async def start() -> None:
@@ -368,38 +370,9 @@ class CallRegistry:
             raise LookupError(f"there is no call {call_id}")
         return bridge
 
-    def _bridge(
-        self,
-        call_id: str,
-        target: str,
-        *,
-        direction: Direction,
-        from_: str,
-        to: str,
-        trunk: str,
-        rule: str = "",
-        max_duration_s: float = 0,
-        hangup_when_alone: bool = False,
-        alone_grace_s: float = 0.0,
-        participant: ParticipantWish | None = None,
-    ) -> Bridge:
-        bridge = Bridge(
-            self._context,
-            call_id=call_id,
-            direction=direction,
-            from_=from_,
-            to=to,
-            trunk=trunk,
-            target=target,
-            rule=rule,
-            max_duration_s=max_duration_s,
-            hangup_when_alone=hangup_when_alone,
-            alone_grace_s=alone_grace_s,
-            participant=participant,
-            emit=self._emit,
-            ended=self._over,
-        )
-        self._bridges[call_id] = bridge
+    def _bridge(self, plan: CallPlan) -> Bridge:
+        bridge = Bridge(self._context, plan, emit=self._emit, ended=self._over)
+        self._bridges[plan.call_id] = bridge
         self._idle.clear()
         return bridge
 
@@ -437,11 +410,11 @@ def _make_view(bridge: Bridge, stats: LegStats) -> CallView:
     over = bridge.over.is_set()
     return CallView(
         id=bridge.id,
-        direction=bridge.direction,
-        from_=bridge.from_,
-        to=bridge.to,
-        trunk=bridge.trunk,
-        rule=bridge.rule,
+        direction=bridge.plan.direction,
+        from_=bridge.plan.from_,
+        to=bridge.plan.to,
+        trunk=bridge.plan.trunk,
+        rule=bridge.plan.rule,
         target=bridge.target,
         state=LegState.ENDED.value if over else leg.state.value if leg is not None else LegState.NEW.value,
         codec=stats.codec,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sipbridge.bridge import Bridge
+from sipbridge.bridge import Bridge, CallPlan
 from sipbridge.config import Config, TrunkConfig
 from sipbridge.errors import CallError, EndKind, EndReason, MediaError, Party, RtcError
 from sipbridge.events import CallBridgeFailed, CallDtmf, CallEnded, CallEvent, CallMessage
@@ -46,20 +46,22 @@ class Stage:
         self.ended: list[Bridge] = []
         self.bridge = Bridge(
             self.context,
-            call_id="1",
-            direction=cast(Any, direction),
-            from_="100",
-            to="200",
-            trunk="line",
-            rule="all",
-            target=target,
+            CallPlan(
+                call_id="1",
+                direction=cast(Any, direction),
+                from_="100",
+                to="200",
+                trunk="line",
+                rule="all",
+                target=target,
+                **options,
+            ),
             emit=self.events.append,
             ended=self.ended.append,
-            **options,
         )
 
     def leg(self, dtmf: str = "auto", **options: Any) -> FakeLeg:
-        direction = self.bridge.direction
+        direction = self.bridge.plan.direction
         return FakeLeg(self.endpoint, "1", direction=direction, trunk=make_trunk(dtmf), **options)
 
     def accept(self, ring_s: float = 0, early_media: bool = False, **options: Any) -> FakeLeg:
