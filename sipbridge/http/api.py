@@ -34,7 +34,7 @@ from sipbridge.errors import (
 )
 from sipbridge.events import CallAnswered, CallEnded, CallEvent
 from sipbridge.http import schema
-from sipbridge.http.browser import make_browser_routes
+from sipbridge.http.browser import OtherOrigins, make_browser_routes
 from sipbridge.http.links import RoomLinks
 from sipbridge.http.socket import AcceptedSocket
 from sipbridge.http.token import is_token
@@ -91,6 +91,7 @@ def create_api(
     api.include_router(_make_socket_routes(calls))
     api.state.routes = [route for router in routers for route in router.routes]
     api.add_middleware(_Limits, tokens=tuple(tokens), links=links)
+    api.add_middleware(OtherOrigins)  # before it: a browser asks without a token whether it may
     api.add_exception_handler(StarletteHTTPException, _on_http_error)
     api.add_exception_handler(RequestValidationError, _on_invalid_request)
     api.add_exception_handler(WebSocketRequestValidationError, _on_invalid_socket)

@@ -7,11 +7,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from fastapi.security import HTTPBearer
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sipbridge.calls import CallRegistry
 from sipbridge.errors import EndKind, RtcError
 from sipbridge.http import schema
-from sipbridge.http.links import RoomLinks, room_url
+from sipbridge.http.links import WEBRTC_PATH, RoomLinks, room_url
 
 SDP = "application/sdp"
 _PAGE_TYPES = {"room.html": "text/html", "room.js": "text/javascript", "room.css": "text/css"}
@@ -89,6 +91,24 @@ def make_browser_routes(calls: CallRegistry, links: RoomLinks) -> APIRouter:
 
     routes.include_router(api)
     return routes
+
+
+class OtherOrigins:
+    """Lets pages of other servers speak WHIP, and nothing else. No cookie lets anybody in, only a token."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._open = CORSMiddleware(
+            app,
+            allow_origins=["*"],
+            allow_methods=["POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Location"],
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_open = scope["type"] == "http" and WEBRTC_PATH.fullmatch(scope["path"])
+        await (self._open if is_open else self._app)(scope, receive, send)
 
 
 def _page(name: str) -> Response:

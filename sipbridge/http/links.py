@@ -14,7 +14,7 @@ import urllib.parse
 from collections.abc import Collection
 
 MAX_TTL_S = 30 * 86400
-_PATH = re.compile(r"/v1/rooms/([^/]+)/webrtc(?:/[^/]+)?")
+WEBRTC_PATH = re.compile(r"/v1/rooms/([^/]+)/webrtc(?:/[^/]+)?")
 _TOKEN = re.compile(r"([0-9]{1,12})\.([A-Za-z0-9_-]{43})")
 
 
@@ -34,7 +34,7 @@ class RoomLinks:
 
     def admits(self, path: str, candidate: bytes) -> bool:
         """True when it is a token for the room that this (decoded) path of the API belongs to."""
-        place = _PATH.fullmatch(path)
+        place = WEBRTC_PATH.fullmatch(path)
         token = _TOKEN.fullmatch(candidate.decode("ascii", "replace"))
         if place is None or token is None or int(token[1]) < time.time():
             return False

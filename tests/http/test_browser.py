@@ -105,6 +105,34 @@ def test_a_link_lets_into_its_room_alone() -> None:
     problem(request(calls, "POST", "/v1/rooms/demo/link", json={"ttl_s": 5}), 422)
 
 
+def test_pages_of_other_servers_may_speak_whip_and_nothing_else() -> None:
+    """A browser asks beforehand, with no token, and shows the page where it is."""
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        token = client.headers.pop("Authorization")
+        origin = {"Origin": "https://rooms.example.com"}
+        wish = {
+            **origin,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization, content-type",
+        }
+        answer = await client.options("/v1/rooms/demo/webrtc", headers=wish)
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "Authorization" in answer.headers["access-control-allow-headers"]
+        assert (await client.options("/v1/rooms/demo/link", headers=wish)).status_code == 401
+        headers = {**SDP, **origin, "Authorization": token}
+        answer = await client.post("/v1/rooms/demo/webrtc", headers=headers)
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert answer.headers["access-control-expose-headers"] == "Location"
+        refused = await client.post("/v1/rooms/demo/webrtc", headers={**SDP, **origin})
+        assert refused.status_code == 401
+        assert refused.headers["access-control-allow-origin"] == "*"
+        assert "access-control-allow-origin" not in (await client.get("/v1/rooms", headers=headers)).headers
+
+    run(Registry(), scenario)
+
+
 def test_a_link_ends_and_any_token_of_the_server_may_sign() -> None:
     path = "/v1/rooms/demo/webrtc"
     old, _ = RoomLinks([TOKEN]).make("demo", -1)

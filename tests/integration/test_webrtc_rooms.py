@@ -24,22 +24,25 @@ from tests.support.waiting import wait_until
 PHONE_HZ, BROWSER_HZ, PROGRAM_HZ = 1000, 640, 1700  # none is that of the hint for a lone member
 # What any client does that speaks WHIP or WHEP.
 _CLIENT = """
-async function meet(direction, room, token) {
+async function meet(direction, base, room, token) {
+  const sound = document.body.appendChild(document.createElement("audio"));
+  sound.id = "sound";
+  sound.autoplay = true;
   const peer = (window.peer = new RTCPeerConnection());
   const microphone = direction === "sendonly" && (await navigator.mediaDevices.getUserMedia({ audio: true }));
   peer.addTransceiver(microphone ? microphone.getTracks()[0] : "audio", { direction });
   peer.addTransceiver("video", { direction: "recvonly" });
   peer.ontrack = ({ track }) => {
-    if (track.kind === "audio") document.getElementById("sound").srcObject = new MediaStream([track]);
+    if (track.kind === "audio") sound.srcObject = new MediaStream([track]);
   };
   await peer.setLocalDescription(await peer.createOffer());
   while (peer.iceGatheringState !== "complete") await new Promise((resolve) => setTimeout(resolve, 20));
   const headers = { "Content-Type": "application/sdp", Authorization: `Bearer ${token}` };
-  const answer = await fetch(`/v1/rooms/${room}/webrtc?name=${direction}`, {
+  const answer = await fetch(`${base}/v1/rooms/${room}/webrtc?name=${direction}`, {
     method: "POST", headers, body: peer.localDescription.sdp,
   });
   await peer.setRemoteDescription({ type: "answer", sdp: await answer.text() });
-  window.leave = () => fetch(answer.headers.get("Location"), { method: "DELETE", headers });
+  window.leave = () => fetch(new URL(answer.headers.get("Location"), base), { method: "DELETE", headers });
 }
 """
 # Else tones are taken for noise, and levels are the browser's affair.
@@ -161,17 +164,22 @@ def test_a_telephone_a_browser_and_a_program(
 def test_any_client_that_speaks_whip_or_whep(
     webrtc_server: Server, browser: Chromium, call: MakeCall
 ) -> None:
-    """One that only sends, one that only listens; both ask for video, which they do not get."""
+    """One that only sends, one that only listens; both ask for video, which they do not get.
+
+    They are pages of another server: localhost is another origin than 127.0.0.1.
+    """
     room = "whip"
     link = webrtc_server.http.post(f"/v1/rooms/{room}/link", json={}).json()
     phone = call(room, server=webrtc_server.sip_address)
     phone.rtp.play(audio.tone(PHONE_HZ, 1.0, level_dbfs=-20), loop=True)
     pages = {}
     for direction in "sendonly", "recvonly":
-        page = pages[direction] = browser.open(link["url"])
+        page = pages[direction] = browser.open(f"http://localhost:{webrtc_server.http_port}/openapi.json")
         page.evaluate(_PLAIN_MICROPHONE)
         page.evaluate(_CLIENT)
-        arguments = ", ".join(json.dumps(text) for text in (direction, room, link["token"]))
+        arguments = ", ".join(
+            json.dumps(text) for text in (direction, webrtc_server.base_url, room, link["token"])
+        )
         page.evaluate(f"meet({arguments})")
         page.wait("peer.connectionState === 'connected'")
     wait_until(lambda: abs(phone.hears_tone(0.3) - BROWSER_HZ) < 10, 10.0, "the telephone hears the sender")
