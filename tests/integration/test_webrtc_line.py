@@ -27,7 +27,7 @@ from tests.support.rtp import RtpLoop, RtpPeer
 from tests.support.server import Server
 from tests.support.sip_agent import Dialog, SipAgent
 
-SPEECH_S = 17.0
+SPEECH_S = 9.5  # one piece for PESQ, with some to align it
 FRAME = 160
 LINES = {
     "loss 5 %": Impairment(loss=0.05),
@@ -178,7 +178,7 @@ def test_speech_is_nearly_what_the_codec_alone_makes_of_it(
 ) -> None:
     """PESQ is near that of a telephone which gets the same packets with no bridge between.
 
-    On a machine that has nothing else to do it is within 0.05, or better; here other work may add to what
+    On a machine that has nothing else to do it is within 0.1, or better; here other work may add to what
     the line does.
     """
     heard, alone = talks[name, codec].scores()
