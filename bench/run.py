@@ -104,6 +104,7 @@ def _agora(scenario: Scenario, folder: Path) -> Iterator[str]:
 [agora]
 app_id = "{fake_agora.APP_ID}"
 app_certificate = "{fake_agora.CERTIFICATE}"
+sample_rate_hz = 8000
 
 [[rule]]
 name = "agora"

@@ -17,7 +17,7 @@ SCENARIOS = {
     "webrtc:N": "calls that hear themselves by way of a WebRTC member of their room, with their codec",
     "livekit:N": "two calls a room of a LiveKit server on this machine: through the bridge twice, PCMU",
     "livekit-opus:N": "the same with Opus in the room",
-    "agora:N": "two calls a channel of a simulated Agora, 16 kHz: through the bridge, and the SDK, twice",
+    "agora:N": "two calls a channel of a simulated Agora, 8 kHz: through the bridge, and the SDK, twice",
     "starting:N": "as room:N, while others begin 40 calls a second: do they disturb?",
     "mixed[:N]": "rooms of 11 (5 G.711, 5 G.722, 1 Opus; N=110), speech, ±100 ppm, 20 ms jitter",
     "speech:N": f"two calls a room, speech for {SPEECH_S:g} s, delay by correlation all the time",

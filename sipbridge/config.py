@@ -650,7 +650,7 @@ class AgoraConfig(_Table):
     lookup_timeout_s: Annotated[Seconds, Field(gt=0)] = 3.0
     user_id: str = "0"  # a template; "0": Agora chooses one
     string_user_ids: bool = False
-    sample_rate_hz: Literal[16000, 48000] = 16000  # of the audio given to the SDK and had from it
+    sample_rate_hz: Literal[8000, 16000, 48000] = 16000  # of the audio given to the SDK and had from it
     receive: Literal["mix", "users"] = "mix"  # of all others, or each of them
     scenario: Literal["default", "chorus", "meeting", "chatroom", "game-streaming", "ai-server"] = "chorus"
     audio_profile: Literal["default", "speech", "music", "music-high-quality"] = "default"

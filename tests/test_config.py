@@ -894,7 +894,7 @@ PROJECT = '[agora]\napp_id = "0123456789abcdef0123456789abcdef"\n'
             PROJECT + 'app_certificate = "secret"',
             "app_certificate: an app certificate has 32 hexadecimal digits",
         ),
-        (PROJECT + "sample_rate_hz = 8000", "[agora] sample_rate_hz"),
+        (PROJECT + "sample_rate_hz = 22050", "[agora] sample_rate_hz"),
         (PROJECT + 'area = ["mars"]', "[agora] area"),
         (PROJECT + 'token_url = "x"', "[agora] token_url"),
         (PROJECT + 'local_domain = "x"', "local_access_points: is empty"),
