@@ -26,6 +26,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, cast
 
+from sipbridge.config import PinConfig
 from sipbridge.errors import CallError, EndKind, EndReason, MediaError, Party, RtcError
 from sipbridge.events import (
     CallAnswered,
@@ -49,6 +50,7 @@ from sipbridge.leg import Leg, LegState, LegStats
 from sipbridge.log import get_logger
 from sipbridge.media.loop import MakeSource, MediaLoop, Route
 from sipbridge.media.quality import estimate_mos
+from sipbridge.pin import PinDesk
 from sipbridge.routing import Target
 from sipbridge.rtc.base import (
     CallStatus,
@@ -177,6 +179,7 @@ class Bridge:
         self._ended = ended
         self._connection: RtcConnection | None = None
         self._seat: _Seat | None = None  # its
+        self._desk: PinDesk | None = None  # while the caller is asked for a PIN
         self._bridged_at: float | None = None  # time.monotonic(), once it has joined
         self._joining = asyncio.Lock()
         self._pressing = asyncio.Lock()
@@ -198,8 +201,11 @@ class Bridge:
 
     # --- the two ways in
 
-    def accept(self, leg: Leg, *, ring_s: float, early_media: bool) -> None:
-        """A call that came: it is joined to its channel, then answered (or heard before, by early media)."""
+    def accept(self, leg: Leg, *, ring_s: float, early_media: bool, pin: PinConfig | None = None) -> None:
+        """A call that came: it is joined to its channel, then answered (or heard before, by early media).
+
+        One that has to know a PIN is answered, asked, and joined then.
+        """
         self._adopt(leg)
         if early_media:
             leg.progress()
@@ -208,22 +214,41 @@ class Bridge:
         self._rung = early_media or ring_s > 0
         if self._rung:
             self._emit(CallRinging(call_id=self.id))
-        self._spawn(self._accept(ring_s, early_media))
+        self._spawn(self._accept(ring_s, early_media, pin))
 
     def refuse(self, leg: Leg, reason: EndReason) -> None:
         """A call that came and finds no channel."""
         self._adopt(leg)
         self.hangup(reason)
 
-    async def _accept(self, ring_s: float, early_media: bool) -> None:
+    async def _accept(self, ring_s: float, early_media: bool, pin: PinConfig | None) -> None:
         if early_media:
             await self._join()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ring_s):
                 await self.over.wait()
+        if pin is not None:
+            await self._ask(pin)
         await self._join()
-        if self.end is None and self.leg is not None:
+        if self.end is None and self.leg is not None and not self.answered.is_set():
             self.leg.answer()
+
+    async def _ask(self, pin: PinConfig) -> None:
+        """Answers, and ends the call unless the caller knows the number."""
+        leg = self.leg
+        if leg is None or self.end is not None:
+            return
+        self._rung = True  # and it does not ring again
+        leg.answer()
+        await self.answered.wait()
+        if self.over.is_set():
+            return
+        self._desk = PinDesk(pin, self._context.media, leg.port, self.id)
+        self._spawn(self._follow_media(leg))
+        is_let_in = await self._desk.ask()
+        self._desk = None
+        if not is_let_in:
+            self.hangup(EndReason(EndKind.FORBIDDEN, "the caller does not know the PIN", Party.BRIDGE))
 
     def follow(self, leg: Leg, ring_s: float) -> None:
         """A call that we dial: it is joined to its channel as soon as it has audio, or before."""
@@ -472,6 +497,9 @@ class Bridge:
         self._context.media.detect_digits(leg.port.port_id, await leg.inband_keys())
 
     def leg_digit(self, digit: str, duration_ms: int, method: DtmfMethod) -> None:
+        if self._desk is not None:
+            self._desk.press(digit)  # and nobody else is told
+            return
         party = Party.CALLER if self.plan.direction == "inbound" else Party.CALLEE
         self._emit(
             CallDtmf(call_id=self.id, digit=digit, duration_ms=duration_ms, method=method, party=party)
@@ -490,6 +518,8 @@ class Bridge:
         leg = self.leg
         if leg is not None and leg.answered_at is not None:
             self.duration_s = time.monotonic() - leg.answered_at
+        if self._desk is not None:
+            self._desk.stop()
         self._unbridged(reason)
         mos = None
         if stats.received_packets:

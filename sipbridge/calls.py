@@ -161,7 +161,7 @@ class CallRegistry:
         if refusal is not None or rule is None:
             bridge.refuse(leg, refusal or EndReason(EndKind.NOT_FOUND, "no rule"))
         else:
-            bridge.accept(leg, ring_s=rule.ring_s, early_media=rule.early_media)
+            bridge.accept(leg, ring_s=rule.ring_s, early_media=rule.early_media, pin=rule.pin)
 
     # --- calls that are made
 

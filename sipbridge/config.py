@@ -228,6 +228,12 @@ def _check_certificate(value: SecretStr) -> SecretStr:
     return value
 
 
+def _check_pin(value: SecretStr) -> SecretStr:
+    if not re.fullmatch("[0-9]{1,32}", value.get_secret_value()):
+        raise ValueError("a PIN has 1 to 32 digits")
+    return value
+
+
 def _check_salt(value: str) -> str:
     try:
         salt = base64.b64decode(value, validate=True)
@@ -513,6 +519,16 @@ class LiveKitOptions(_Table):
     )
 
 
+class PinConfig(_Table):
+    """``[rule.pin]``: what a caller has to press before it meets its channel."""
+
+    code: Annotated[Secret, AfterValidator(_check_pin)]
+    prompt: SoundPath | None = None  # None: a short tone
+    wrong: SoundPath | None = None  # after a wrong one; None: the prompt again
+    tries: Annotated[int, Field(ge=1, le=10)] = 3
+    timeout_s: Annotated[Seconds, Field(gt=0)] = 10.0  # for each key
+
+
 class RuleConfig(_Table):
     """``[[rule]]``: which calls meet which channel. The first rule that fits is taken."""
 
@@ -526,7 +542,14 @@ class RuleConfig(_Table):
     max_duration_s: Annotated[int, Field(ge=1, le=7 * 86400)] = 86400
     hangup_when_alone: bool = False
     alone_grace_s: Seconds = 0.0  # before that
+    pin: PinConfig | None = None  # None: nobody is asked
     livekit: LiveKitOptions | None = None  # None: as in [livekit]
+
+    @model_validator(mode="after")
+    def _check_pin_comes_first(self) -> "RuleConfig":
+        if self.pin is not None and self.early_media:
+            raise _error("a caller who is asked for a PIN is answered before", "early_media")
+        return self
 
 
 class VadConfig(_Table):

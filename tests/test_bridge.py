@@ -12,9 +12,10 @@ from typing import Any, cast
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from sipbridge.bridge import Bridge, CallPlan
-from sipbridge.config import Config, TrunkConfig
+from sipbridge.config import Config, PinConfig, TrunkConfig
 from sipbridge.errors import CallError, EndKind, EndReason, MediaError, Party, RtcError
 from sipbridge.events import CallBridgeFailed, CallDtmf, CallEnded, CallEvent, CallMessage
 from sipbridge.leg import LegState
@@ -689,6 +690,108 @@ steps = st.lists(
     ),
     max_size=12,
 )
+
+
+# --- a PIN
+
+
+PIN = PinConfig(code=SecretStr("1234"), tries=2, timeout_s=5)
+
+
+@pytest.mark.parametrize("keys", ["1234#", "1#1234#", "1234"])
+@in_event_loop
+async def test_pin(scripted: Scripted, keys: str) -> None:
+    """The call is answered, asked by a sound, and joined once the right one was pressed; no event has it."""
+    stage = Stage()
+    leg = stage.leg()
+    stage.bridge.accept(leg, ring_s=0, early_media=False, pin=PIN)
+    await settle()
+    assert leg.asked == ["answer"]
+    assert scripted == []
+    stage.media.run(40)
+    assert leg.port.heard.any()
+    for key in keys:
+        leg.presses(key)
+        await settle()
+    stage.media.run(4)
+    if not keys.endswith("#"):
+        leg.port.forget()
+        stage.media.run(20)
+        assert not leg.port.heard.any()
+        await pass_time(6)
+    (channel,) = scripted
+    stage.media.run(4)
+    assert channel.joined
+    assert channel.sent == []
+    assert stage.names == ["started", "answered", "bridged"]
+    leg.presses("5")
+    await settle()
+    assert [sent[0] for sent in channel.sent] == ["5"]
+    leg.hangs_up()
+    await settle()
+    assert leg.asked == ["answer"]
+    assert stage.end
+
+
+@pytest.mark.parametrize("keys", ["1#2#", "12345#4321#", "", "0"])
+@in_event_loop
+async def test_wrong_pin(scripted: Scripted, keys: str) -> None:
+    """As often as it may be tried; then the call ends."""
+    stage = Stage()
+    leg = stage.leg()
+    stage.bridge.accept(leg, ring_s=0, early_media=False, pin=PIN)
+    await settle()
+    for key in keys:
+        leg.presses(key)
+        await settle()
+    await pass_time(6)
+    await pass_time(6)
+    assert leg.asked == ["answer", "hangup"]
+    leg.ends(EndReason(EndKind.HANGUP, "hung up"))
+    await settle()
+    assert stage.end.reason == EndReason(EndKind.FORBIDDEN, "the caller does not know the PIN")
+    assert scripted == []
+    assert "dtmf" not in stage.names
+
+
+@in_event_loop
+async def test_caller_gives_up_while_it_is_asked(scripted: Scripted) -> None:
+    stage = Stage()
+    leg = stage.leg()
+    stage.bridge.accept(leg, ring_s=0, early_media=False, pin=PIN)
+    await settle()
+    leg.presses("1")
+    leg.hangs_up()
+    await settle()
+    assert stage.end.reason.kind is EndKind.HANGUP
+    assert scripted == []
+
+
+@in_event_loop
+async def test_prompts_are_played(scripted: Scripted, tmp_path: Path) -> None:
+    """The one that asks, until a key is pressed; then the one that says it was wrong."""
+    prompt, wrong = (audio.write_wav(tmp_path / f"{hz}.wav", audio.tone(hz, 3.0)) for hz in (500, 900))
+    stage = Stage()
+    leg = stage.leg()
+    pin = PinConfig(code=SecretStr("1"), prompt=prompt, wrong=wrong)
+    stage.bridge.accept(leg, ring_s=0, early_media=False, pin=pin)
+
+    async def hears(hz: float) -> None:
+        def is_heard() -> bool:
+            stage.media.run(4)
+            leg.port.forget()
+            stage.media.run(40)
+            return abs(audio.find_tone(leg.port.heard, 8000) - hz) < 20
+
+        await until(is_heard)
+
+    await hears(500)
+    leg.presses("2")
+    leg.presses("#")
+    await hears(900)
+    leg.hangs_up()
+    await settle()
+    assert stage.end
 
 
 # --- another channel

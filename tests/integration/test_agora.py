@@ -32,6 +32,7 @@ def config(**agora: Any) -> dict[str, Any]:
         "trunk": [TRUNK],
         "rule": [
             alone,
+            {"name": "pin", "to": "pin-*", "target": "agora:{callee}", "pin": {"code": "42"}},
             {"name": "local", "to": "local-*", "target": "local:{callee}"},
             {"name": "rooms", "target": "agora:{callee}"},
         ],
@@ -183,6 +184,21 @@ def test_keys_go_both_ways(mixing: Bridge, call: MakeCall, room: str) -> None:
     ann.tell(b'{"topic": "dtmf", "message": "7"}')
     call_id = mixing.started(party.caller)["call_id"]
     wait_until(lambda: "7" in mixing.digits(call_id), 10.0, "the telephone is sent the key")
+
+
+def test_caller_has_to_know_a_pin(mixing: Bridge, call: MakeCall) -> None:
+    """Before it is in the channel, and hears it; who does not know it is hung up on."""
+    mixing.join("pin-1", hz=FAR_HZ)
+    party = call("pin-1", server=mixing.sip_address)
+    wait_until(lambda: party.rtp.heard().any(), 10.0, "the caller is asked")
+    assert not [words for words in mixing.engine.log("connect") if words[0] == "pin-1"]
+    party.rtp.send_dtmf("1#42#")
+    wait_until(lambda: hears(party, FAR_HZ), 10.0, "the caller hears the channel")
+    assert mixing.digits(mixing.started(party.caller)["call_id"]) == ""
+    other = call("pin-1", server=mixing.sip_address)
+    other.rtp.send_dtmf("1#2#3#")
+    other.dialog.wait_bye(10.0)
+    assert mixing.ended(other.caller).kind == "forbidden"
 
 
 def test_call_ends_when_it_is_alone(mixing: Bridge, call: MakeCall) -> None:
