@@ -240,7 +240,3 @@ def main() -> None:
         root()
     except (build.BuildError, OSError) as error:
         print(f"Agora's SDK cannot be had, so its tests will fail: {str(error).splitlines()[0]}")
-
-
-if __name__ == "__main__":
-    main()
