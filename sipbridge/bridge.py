@@ -46,7 +46,7 @@ from sipbridge.events import (
     DtmfMethod,
 )
 from sipbridge.keys import KEYS
-from sipbridge.leg import Leg, LegState, LegStats
+from sipbridge.leg import NO_HEADERS, Leg, LegState, LegStats
 from sipbridge.log import get_logger
 from sipbridge.media.loop import MakeSource, MediaLoop, Route
 from sipbridge.media.quality import estimate_mos
@@ -231,7 +231,7 @@ class Bridge:
             await self._ask(pin)
         await self._join()
         if self.end is None and self.leg is not None and not self.answered.is_set():
-            self.leg.answer()
+            self.leg.answer(self._headers())
 
     async def _ask(self, pin: PinConfig) -> None:
         """Answers, and ends the call unless the caller knows the number."""
@@ -239,7 +239,7 @@ class Bridge:
         if leg is None or self.end is not None:
             return
         self._rung = True  # and it does not ring again
-        leg.answer()
+        leg.answer(self._headers())
         await self.answered.wait()
         if self.over.is_set():
             return
@@ -283,13 +283,17 @@ class Bridge:
         if self.end is None:
             self.end = reason
             if self.leg is not None:
-                self.leg.hangup(reason)
+                self.leg.hangup(reason, self._headers())
 
     async def send_digits(self, digits: str) -> None:
         """Presses keys to the telephone, after those still being pressed; ValueError for what is none."""
         async with self._pressing:
             if self.leg is not None and not self.over.is_set():
                 await self.leg.send_digits(digits)
+
+    def _headers(self) -> Mapping[str, str]:
+        """What the channel says of the call in our answer and our BYE."""
+        return self._connection.headers() if self._connection is not None else NO_HEADERS
 
     async def transfer(self, to: str, by: Party = Party.CHANNEL) -> None:
         """Sends the telephone elsewhere; see `Leg.transfer`."""

@@ -300,6 +300,12 @@ def _check_username(value: str) -> str:
     return value
 
 
+def _check_header_names(value: dict[str, str]) -> dict[str, str]:
+    for name in value.values():
+        routing.check_header(name, "")
+    return value
+
+
 def _check_headers(value: dict[str, str]) -> dict[str, str]:
     for name, text in value.items():
         routing.check_header(name, text)
@@ -509,6 +515,7 @@ class LiveKitOptions(_Table):
     hide_phone_number: bool = False
     include_headers: Literal["none", "x", "all"] = "none"  # of the INVITE, as sip.h.*
     headers_to_attributes: Annotated[dict[str, str], AfterValidator(_check_attribute_names)] = {}
+    attributes_to_headers: Annotated[dict[str, str], AfterValidator(_check_header_names)] = {}
     room: Annotated[
         dict[str, Any], AfterValidator(_check_parameters), AfterValidator(_check_room_configuration)
     ] = {}  # LiveKit's RoomConfiguration, for a room that this call opens

@@ -4,6 +4,7 @@
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from sipbridge.errors import EndReason
 from sipbridge.events import DtmfMethod
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class LegState(enum.StrEnum):
@@ -102,9 +105,12 @@ class Leg(Protocol):
         """Audio flows both ways before the call is answered, where the far side can."""
         ...
 
-    def answer(self) -> None: ...
-    def hangup(self, reason: EndReason) -> None:
-        """Ends the leg in whatever state it is; `leg_ended` follows with this reason."""
+    def answer(self, headers: Mapping[str, str] = NO_HEADERS) -> None:
+        """With these headers beside its own, where the far side has such; each is good for a message."""
+        ...
+
+    def hangup(self, reason: EndReason, headers: Mapping[str, str] = NO_HEADERS) -> None:
+        """Ends the leg in whatever state it is, with such headers; `leg_ended` follows with this reason."""
         ...
 
     async def send_digits(self, digits: str) -> None:

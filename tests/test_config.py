@@ -733,6 +733,7 @@ api_secret = "secret"
             "[livekit] room: no RoomConfiguration of LiveKit's",
         ),
         (SERVER + 'headers_to_attributes = { "a b" = "c" }', "'a b' is no name of a header"),
+        (SERVER + 'attributes_to_headers = { a = "Via" }', "Via is written by the bridge itself"),
         (SERVER + 'headers_to_attributes = { X-A = "" }', "X-A: the attribute's name is empty"),
         (SERVER + 'sounds = "nowhere"', "there is no folder"),
         ('[rule.livekit]\ncodec = "g722"' + SERVER, '[[rule]] "all" livekit.codec'),

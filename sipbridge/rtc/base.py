@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sipbridge.config import Config
 from sipbridge.errors import EndReason
 from sipbridge.events import Direction
+from sipbridge.leg import NO_HEADERS
 from sipbridge.media.loop import MediaLoop
 from sipbridge.media.remote import RemotePorts
 from sipbridge.routing import Target
@@ -180,6 +181,10 @@ class RtcConnection(abc.ABC):
     @classmethod  # noqa: B027
     async def shut_down(cls) -> None:
         """Gives back what all connections of this backend share. Once, after the last call."""
+
+    def headers(self) -> Mapping[str, str]:
+        """What is said of the call in the SIP answer and BYE that we send; good for a message of SIP."""
+        return NO_HEADERS
 
     @abc.abstractmethod
     async def close(self, reason: EndReason) -> None:

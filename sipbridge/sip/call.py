@@ -19,7 +19,7 @@ from sipbridge.config import TrunkConfig
 from sipbridge.errors import CallError, EndKind, EndReason, Party
 from sipbridge.events import Direction, DtmfMethod
 from sipbridge.keys import DigitFilter, parse_digits
-from sipbridge.leg import LegListener, LegState, LegStats
+from sipbridge.leg import NO_HEADERS, LegListener, LegState, LegStats
 from sipbridge.log import get_logger
 from sipbridge.routing import SipUri, check_text, clean_number
 from sipbridge.sip.media_port import MediaPort
@@ -58,6 +58,14 @@ class NativeCall(pj.BridgeCall):  # type: ignore[misc]  # pjsua2 has no types
     def onCallRedirected(self, prm: "pj.OnCallRedirectedParam") -> int:  # noqa: N802
         accepted = self._leg.guarded(self._leg.on_redirected, prm.targetUri)
         return int(pj.PJSIP_REDIRECT_ACCEPT if accepted else pj.PJSIP_REDIRECT_REJECT)
+
+
+def add_headers(prm: "pj.CallOpParam", headers: Mapping[str, str]) -> None:
+    """To the message that an operation sends."""
+    for name, value in headers.items():
+        header = pj.SipHeader()
+        header.hName, header.hValue = name, value
+        prm.txOption.headers.append(header)
 
 
 @dataclass(slots=True)
@@ -128,13 +136,13 @@ class CallLeg:
         """183 with an answer to the offer: audio flows both ways before the call is answered."""
         self._post(lambda: self._answer(183))
 
-    def answer(self) -> None:
+    def answer(self, headers: Mapping[str, str] = NO_HEADERS) -> None:
         """200 OK."""
-        self._post(lambda: self._answer(200))
+        self._post(lambda: self._answer(200, headers))
 
-    def hangup(self, reason: EndReason) -> None:
+    def hangup(self, reason: EndReason, headers: Mapping[str, str] = NO_HEADERS) -> None:
         """Ends the leg in whatever state it is; `leg_ended` follows with this reason."""
-        self._post(lambda: self.end(reason))
+        self._post(lambda: self.end(reason, headers))
 
     async def send_digits(self, digits: str) -> None:
         """Presses keys one after the other; ``w`` is half a second. Returns when the last was sent.
@@ -260,11 +268,12 @@ class CallLeg:
         else:
             self._finish(reason)
 
-    def _answer(self, code: int) -> None:
+    def _answer(self, code: int, headers: Mapping[str, str] = NO_HEADERS) -> None:
         if self._native is None or self._ended or self._ending is not None or self._confirmed:
             return
         prm = pj.CallOpParam(True)
         prm.statusCode = code
+        add_headers(prm, headers)
         prm.opt.audioCount, prm.opt.videoCount, prm.opt.textCount = 1, 0, 0
         if code == 200:
             unacknowledged = functools.partial(self.guarded, self._give_up_unacknowledged)
@@ -345,7 +354,7 @@ class CallLeg:
             detail = "the caller did not acknowledge the answer"
             self.end(EndReason(EndKind.TRANSPORT, detail, Party.BRIDGE, 408))
 
-    def end(self, reason: EndReason) -> None:
+    def end(self, reason: EndReason, headers: Mapping[str, str] = NO_HEADERS) -> None:
         """`hangup`, on the SIP thread."""
         if self._ended:
             return
@@ -354,11 +363,13 @@ class CallLeg:
             self._finish(self._ending)
             return
         self._stats = self._read_stats()
-        self._drop(self._native, 0 if self._confirmed or self.direction == "outbound" else reason.code)
+        code = 0 if self._confirmed or self.direction == "outbound" else reason.code
+        self._drop(self._native, code, headers)
 
-    def _drop(self, native: NativeCall, code: int) -> None:
+    def _drop(self, native: NativeCall, code: int, headers: Mapping[str, str] = NO_HEADERS) -> None:
         prm = pj.CallOpParam(True)
         prm.statusCode = code
+        add_headers(prm, headers)
         try:
             native.hangup(prm)
         except pj.Error as error:

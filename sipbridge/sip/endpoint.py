@@ -27,7 +27,7 @@ from sipbridge.config import Config, TlsConfig, TrunkConfig
 from sipbridge.errors import CallError, ConfigError, EndKind, EndReason
 from sipbridge.media.remote import TrackOptions
 from sipbridge.routing import DialPlan, SipUri, join_host_port, split_host_port
-from sipbridge.sip.call import CallLeg, NativeCall
+from sipbridge.sip.call import CallLeg, NativeCall, add_headers
 from sipbridge.sip.media_port import MediaPort
 from sipbridge.sip.message import read_message
 from sipbridge.sip.resolve import Destination, resolve_servers
@@ -463,10 +463,7 @@ class SipEndpoint:
         prm.txOption.localUri = str(
             SipUri(user=user.user if user else "sipbridge", host=host, display=user.display if user else "")
         )
-        for name, value in leg.extra_headers.items():
-            header = pj.SipHeader()
-            header.hName, header.hValue = name, value
-            prm.txOption.headers.append(header)
+        add_headers(prm, leg.extra_headers)
         native.makeCallBy(destination.uri.uri, prm, destination.next_hop)
         return native
 

@@ -52,6 +52,15 @@ def config(table: dict[str, Any], **rule: Any) -> dict[str, Any]:
         "trunk": [TRUNK],
         "rule": [
             {"name": "alone", "to": "alone-*", "target": "livekit:{callee}", "hangup_when_alone": True},
+            {
+                "name": "tell",
+                "to": "tell-*",
+                "target": "livekit:{callee}",
+                "livekit": {
+                    "headers_to_attributes": {"X-Customer": "customer"},
+                    "attributes_to_headers": {"customer": "X-Account", "outcome": "X-Outcome"},
+                },
+            },
             {"name": "wait", "to": "wait-*", "target": "livekit:{callee}", "livekit": {"start": "track"}},
             {
                 "name": "brief",
@@ -283,6 +292,27 @@ def test_messages_become_events_of_the_call(bridge: Server, join: Any, call: Mak
         told = f"{len(text)} characters"  # the log has no more
         bridge.wait_event("call.message", call_id=call_id, topic=topic, text=told)
     assert len(bridge.events("call.message", call_id=call_id)) == 3
+
+
+def test_attributes_become_headers(
+    bridge: Server, livekit_server: LiveKitServer, agent: MakeAgent, rtp: MakePeer
+) -> None:
+    """Of our answer, and of our BYE as the room has them then."""
+    room = f"tell-{next(_rooms)}"
+    phone, peer = agent(server=bridge.sip_address), rtp()
+    phone.send(phone.request("INVITE", phone.uri(room), headers={"X-Customer": "4711"}, body=describe(peer)))
+    answer = phone.final("INVITE", 10.0)
+    assert (answer.status, answer.get("x-account"), answer.get("x-outcome")) == (200, "4711", "")
+    from_, to, call_id = answer.get("from"), answer.get("to"), answer.get("call-id")
+    phone.send(phone.request("ACK", answer.contact_uri, from_=from_, to=to, call_id=call_id))
+    (participant,) = livekit_server.participants(room)
+    who = {"room": room, "identity": participant["identity"]}
+    for attributes in ({"outcome": "sold\n", "customer": "4712"}, {"outcome": "sold"}):
+        livekit_server.ask("RoomService/UpdateParticipant", **who, attributes=attributes)
+    livekit_server.ask("RoomService/RemoveParticipant", **who)
+    bye = phone.wait_request("BYE", 10.0)
+    phone.respond(bye, 200, "OK")
+    assert (bye.get("x-account"), bye.get("x-outcome")) == ("4712", "sold")
 
 
 def test_an_agent_presses_keys_and_hangs_up(bridge: Server, join: Any, call: MakeCall, room: str) -> None:

@@ -9,7 +9,7 @@ from typing import cast
 from sipbridge.config import Config, TrunkConfig
 from sipbridge.errors import EndKind, EndReason, Party
 from sipbridge.events import Direction, DtmfMethod
-from sipbridge.leg import LegListener, LegState, LegStats
+from sipbridge.leg import NO_HEADERS, LegListener, LegState, LegStats
 from sipbridge.routing import DialPlan, SipUri
 from sipbridge.sip import CallLeg, SipEndpoint
 from sipbridge.sip.media_port import MediaPort
@@ -107,12 +107,12 @@ class FakeLeg(CallLeg):
     def progress(self) -> None:
         self.asked.append("progress")
 
-    def answer(self) -> None:
+    def answer(self, headers: Mapping[str, str] = NO_HEADERS) -> None:
         """The caller acknowledges at once."""
         self.asked.append("answer")
         self.endpoint.post(self.answers)
 
-    def hangup(self, reason: EndReason) -> None:
+    def hangup(self, reason: EndReason, headers: Mapping[str, str] = NO_HEADERS) -> None:
         self.asked.append("hangup")
         self.reasons.append(reason)
         self.endpoint.post(lambda: self.ends(reason))

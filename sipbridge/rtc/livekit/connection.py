@@ -53,7 +53,7 @@ from sipbridge.rtc.livekit.packets import (
     PacketReader,
     Text,
 )
-from sipbridge.rtc.livekit.participant import CALL_STATUS, HELD, describe, told_headers
+from sipbridge.rtc.livekit.participant import CALL_STATUS, HELD, describe, headers_of, told_headers
 from sipbridge.rtc.livekit.session import MediaError as NoMediaError
 from sipbridge.rtc.livekit.session import Session
 from sipbridge.rtc.livekit.signal import RefusedError, UnreachableError
@@ -89,6 +89,7 @@ class LiveKitConnection(RtcConnection):
         self._closed = False
         self._status: CallStatus = "active"
         self._told: dict[str, str] = {}  # of it, to the room
+        self._attributes: Mapping[str, str] = {}  # of the call, as the room has them
         self._present: set[str] = set()  # identities of others, as the call was told
         self._session: Session | None = None  # the one that is joined
         self._joined: asyncio.Future[None] | None = None  # done when it has been, or never will be
@@ -128,6 +129,7 @@ class LiveKitConnection(RtcConnection):
             self._status = "ringing"
         self._participant = describe(join, self._options, self._status)
         self.identity = self._participant.identity
+        self._attributes = self._participant.attributes
         self._joined = asyncio.get_running_loop().create_future()
         self._task = asyncio.ensure_future(self._live(self._joined))
         if self._options.start == "now" and join.direction == "inbound":
@@ -348,6 +350,12 @@ class LiveKitConnection(RtcConnection):
         task.add_done_callback(_closing.discard)
 
     # --- SessionListener
+
+    def headers(self) -> Mapping[str, str]:
+        return headers_of(self._attributes, self._options)
+
+    def attributes_changed(self, attributes: Mapping[str, str]) -> None:
+        self._attributes = attributes
 
     def participant_joined(self, identity: str) -> None:
         if not self._closed and identity not in self._present:

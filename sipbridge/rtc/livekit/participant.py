@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sipbridge import routing
 from sipbridge.config import LiveKitOptions
 from sipbridge.routing import SipUri
 from sipbridge.rtc.base import JoinRequest
@@ -106,6 +107,18 @@ def told_headers(join: JoinRequest, options: LiveKitOptions) -> dict[str, str]:
     """The headers of the INVITE that a room's agent may see."""
     hidden = options.hide_phone_number or join.participant.hide_phone_number
     return {name: _clean(join.headers[name]) for name in _tellable(join.headers, hidden)}
+
+
+def headers_of(attributes: Mapping[str, str], options: LiveKitOptions) -> dict[str, str]:
+    """What the room says of the call in our answer and our BYE; what is no header is left out."""
+    headers = {}
+    for attribute, name in options.attributes_to_headers.items():
+        text = attributes.get(attribute, "")
+        with contextlib.suppress(ValueError):
+            routing.check_header(name, text)
+            if text:
+                headers[name] = text
+    return headers
 
 
 def _tellable(headers: Mapping[str, str], hidden: bool) -> list[str]:

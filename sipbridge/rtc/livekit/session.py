@@ -68,6 +68,10 @@ class SessionListener(Protocol):
 
     def participant_joined(self, identity: str) -> None: ...
     def participant_left(self, identity: str) -> None: ...
+    def attributes_changed(self, attributes: Mapping[str, str]) -> None:
+        """Of the call itself, as the room has them now; whoever may can set them there."""
+        ...
+
     def packet(self, data: bytes) -> None:
         """Of a data channel."""
         ...
@@ -352,7 +356,10 @@ class Session:
                 peer.add_candidate(str(init["candidate"]), str(init.get("sdpMid") or "0"))
 
     def _take_participant(self, info: ParticipantInfo) -> None:
-        if info.sid == self._sid or info.kind == ParticipantInfo.Kind.EGRESS:
+        if info.sid == self._sid:
+            self._listener.attributes_changed(dict(info.attributes))
+            return
+        if info.kind == ParticipantInfo.Kind.EGRESS:
             return
         known = self._others.get(info.identity)
         if info.state == ParticipantInfo.State.DISCONNECTED:

@@ -24,7 +24,7 @@ from sipbridge import ports
 from sipbridge.config import PbxConfig
 from sipbridge.errors import CallError, ConfigError, EndKind, EndReason, Party
 from sipbridge.keys import parse_digits
-from sipbridge.leg import LegListener, LegState, LegStats
+from sipbridge.leg import NO_HEADERS, LegListener, LegState, LegStats
 from sipbridge.log import get_logger
 from sipbridge.media.remote import SamplePort
 from sipbridge.media.tones import Clip, dtmf_samples
@@ -199,7 +199,7 @@ class StreamLeg:
     def progress(self) -> None:
         self.state = LegState.EARLY
 
-    def answer(self) -> None:
+    def answer(self, headers: Mapping[str, str] = NO_HEADERS) -> None:
         if self.state in (LegState.ACTIVE, LegState.ENDED):
             return
         self.session.send(self._protocol.answer())
@@ -207,7 +207,7 @@ class StreamLeg:
         self.answered_at = time.monotonic()
         self._tell(lambda listener: listener.leg_answered())
 
-    def hangup(self, reason: EndReason) -> None:
+    def hangup(self, reason: EndReason, headers: Mapping[str, str] = NO_HEADERS) -> None:
         """Also of one that has not begun."""
         if self.state is LegState.ENDED:
             return

@@ -5,7 +5,7 @@ from typing import Any
 
 from sipbridge.config import LiveKitOptions
 from sipbridge.rtc.base import JoinRequest, ParticipantWish
-from sipbridge.rtc.livekit.participant import CALL_STATUS, describe
+from sipbridge.rtc.livekit.participant import CALL_STATUS, describe, headers_of
 
 HEADERS = {
     "Call-ID": "5f2c@pbx",
@@ -82,6 +82,13 @@ def test_headers_as_attributes() -> None:
     attributes = describe(join(), LiveKitOptions(include_headers="all"), "").attributes
     assert attributes["sip.h.p-asserted-identity"] == "<sip:+4930123@pbx>"
     assert not {"sip.h.via", "sip.h.from", "sip.h.call-id"} & attributes.keys()
+
+
+def test_attributes_as_headers() -> None:
+    """Those that a message of SIP can carry."""
+    options = LiveKitOptions(attributes_to_headers={"a": "X-A", "b": "X-B", "c": "X-C", "d": "X-D"})
+    attributes = {"a": "one", "b": "", "c": "two\r\nVia: x", "e": "three"}
+    assert headers_of(attributes, options) == {"X-A": "one"}
 
 
 def test_a_hidden_number_is_nowhere() -> None:
