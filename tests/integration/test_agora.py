@@ -90,7 +90,11 @@ def hears(party: Any, *hz: float) -> bool:
     return len(heard) > rate_hz // 5 and all(audio.tone_level_dbfs(heard, rate_hz, one) > -30 for one in hz)
 
 
-@pytest.mark.parametrize("codec", [Pcmu, Pcma, G722, Opus])
+@pytest.mark.parametrize(
+    ("bridge", "codec"),
+    [("mixing", Pcmu), ("mixing", G722), ("separate", Pcma), ("separate", Opus)],
+    indirect=["bridge"],
+)
 def test_telephone_and_channel_hear_each_other(
     bridge: Bridge, call: MakeCall, room: str, codec: type[Codec]
 ) -> None:
@@ -108,6 +112,7 @@ def test_telephone_and_channel_hear_each_other(
     assert audio.tone_level_dbfs(far_heard, ann.rate_hz, FAR_HZ) < -45
 
 
+@pytest.mark.parametrize("bridge", ["mixing"], indirect=True)
 def test_speech_is_like_what_was_said(bridge: Bridge, call: MakeCall, room: str) -> None:
     """Both ways."""
     said, answered = audio.speech(20.0), audio.speech(20.0, bridge.rate_hz, voice=1)
@@ -230,7 +235,9 @@ def test_channel_that_refuses_a_call(mixing: Bridge, agent: MakeAgent, rtp: Make
     mixing.engine.ask("refuse", room, 0)
 
 
-@pytest.mark.parametrize("scheme", ["agora", "local"])
+@pytest.mark.parametrize(
+    ("bridge", "scheme"), [("mixing", "agora"), ("separate", "local")], indirect=["bridge"]
+)
 def test_rebridge(bridge: Bridge, call: MakeCall, room: str, scheme: str) -> None:
     """The telephone stays up, and is without a channel for no half a second."""
     party = call(room, server=bridge.sip_address)

@@ -118,7 +118,8 @@ enum UserSlot { kSubscribed = 7, kVolume = 22, kMessage = 34, kMetadata = 36 };
 enum FrameSlot { kPlayback = 1, kBeforeMixing = 4, kPosition = 5 };
 constexpr size_t kConnSlots = 31, kUserSlots = 37, kFrameSlots = 10;
 constexpr int kPlaybackPosition = 1, kBeforeMixingPosition = 8;
-constexpr int kPrimedMs = 40, kMostMs = 100;  // of what is pushed: begins to be sent, and is the most that waits
+constexpr int kPrimedMs = 30;  // of what is pushed, before it begins to be sent
+constexpr size_t kWatchedFrames = 50;
 
 // ---------------------------------------------------------------- what there is
 
@@ -130,6 +131,7 @@ struct Voice {  // of somebody in a channel
   size_t position = 0;
   int rate = 0;
   bool primed = false;
+  size_t least = SIZE_MAX, taken = 0;  // what was in the queue at least, of so many frames
 };
 
 struct Far {  // somebody whom a test has made
@@ -356,8 +358,13 @@ Samples take(Voice& voice) {
     if (!voice.primed && voice.queue.size() < count * kPrimedMs / 10) return {};
     voice.primed = voice.queue.size() >= count;
     if (!voice.primed) return {};
-    if (voice.queue.size() > count * kMostMs / 10)
-      voice.queue.erase(voice.queue.begin(), voice.queue.end() - long(count * kPrimedMs / 10));
+    voice.least = std::min(voice.least, voice.queue.size());
+    if (++voice.taken == kWatchedFrames) {  // what was never needed is delay
+      size_t needed = count * kPrimedMs / 10;
+      if (voice.least > needed) voice.queue.erase(voice.queue.begin(), voice.queue.begin() + long(voice.least - needed));
+      voice.least = SIZE_MAX;
+      voice.taken = 0;
+    }
   }
   frame.assign(voice.queue.begin(), voice.queue.begin() + long(count));
   voice.queue.erase(voice.queue.begin(), voice.queue.begin() + long(count));
