@@ -168,6 +168,24 @@ def test_burst_and_loss_are_played_out(mixing: Bridge, call: MakeCall, room: str
         mixing.engine.set(bunch=1, loss=0)
 
 
+def test_more_comes_than_a_queue_holds(mixing: Bridge, call: MakeCall, room: str) -> None:
+    """It is dropped; the call goes on, and is no later for it."""
+    party = call(room, server=mixing.sip_address)
+    ann = mixing.join(room, hz=FAR_HZ)
+    mixing.engine.set(bunch=80)
+    try:
+        party.rtp.listen(2.0)
+    finally:
+        mixing.engine.set(bunch=1)
+    wait_until(lambda: hears(party, FAR_HZ), 10.0, "the telephone hears the channel")
+    ann.hush()
+    wait_until(
+        lambda: audio.tone_level_dbfs(party.rtp.heard(time.monotonic() - 0.2), 8000, FAR_HZ) < -45,
+        2.0,
+        "and not what is long over",
+    )
+
+
 def test_token_is_renewed_without_a_gap(mixing: Bridge, call: MakeCall, room: str) -> None:
     """The channel would fall silent 300 ms after it has been told that the token is about to expire."""
     party = call(room, server=mixing.sip_address)
