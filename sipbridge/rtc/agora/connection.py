@@ -90,6 +90,7 @@ class AgoraConnection(RtcConnection):
         self._joined: asyncio.Future[None] | None = None  # done when it has been, or never will be
         self._let_in: asyncio.Future[None] | None = None
         self._link: Link | None = None
+        self._service: Service  # from the link on
         self._place: Place
         self._out: SamplePort | None = None
         self._users: dict[str, SamplePort] = {}  # those whom we hear one by one
@@ -144,7 +145,8 @@ class AgoraConnection(RtcConnection):
         try:
             self._place = await self._find_place()
             if not self._closed:
-                self._link = await Service.get(self._config).acquire(self._place.scenario)
+                self._service = Service.get(self._config)
+                self._link = await self._service.acquire(self._place.scenario)
             if not self._closed:
                 await self._join_channel()
         except RtcError as error:
@@ -192,7 +194,7 @@ class AgoraConnection(RtcConnection):
         config = self._config
         self._let_in = self.loop.create_future()
         self._link.user = self
-        await Service.get(config).run(self._link.join, self._place)
+        await self._service.run(self._link.join, self._place)
         try:
             async with asyncio.timeout(config.connect_timeout_s):
                 await self._let_in
@@ -201,7 +203,7 @@ class AgoraConnection(RtcConnection):
             raise RtcError(failed(detail, EndKind.UNAVAILABLE, 504)) from None
         if self._closed:
             return
-        await Service.get(config).run(self._link.publish)
+        await self._service.run(self._link.publish)
         if not self._closed:
             self._attach()
 
@@ -383,7 +385,7 @@ class AgoraConnection(RtcConnection):
             return
         try:
             token = await self._obtain_token(self._place.channel, self._place.user_id)
-            await Service.get(self._config).run(link.renew, token)
+            await self._service.run(link.renew, token)
             self._log.info("the token is renewed")
         except (RtcError, SdkCallError) as error:
             self._log.warning("the token cannot be renewed", reason=error.reason.detail)
@@ -449,8 +451,8 @@ class AgoraConnection(RtcConnection):
     async def _send_metadata(self, data: bytes) -> None:
         if self._link is not None:
             try:
-                await Service.get(self._config).run(self._link.send_metadata, data)
-            except SdkCallError as error:
+                await self._service.run(self._link.send_metadata, data)
+            except (RtcError, SdkCallError) as error:
                 self._log.warning("audio metadata could not be sent", reason=str(error))
 
     def _queue_packets(self, packets: list[bytes]) -> None:
@@ -462,11 +464,10 @@ class AgoraConnection(RtcConnection):
             self._sending = self._spawn(self._send_packets())
 
     async def _send_packets(self) -> None:
-        service = Service.get(self._config)
         while self._packets and self._link is not None and not self._closed:
             try:
-                await service.run(self._link.send_message, self._packets.popleft())
-            except SdkCallError as error:
+                await self._service.run(self._link.send_message, self._packets.popleft())
+            except (RtcError, SdkCallError) as error:
                 self._log.warning("a message could not be sent", reason=str(error))
             if self._packets:
                 await asyncio.sleep(_PACKET_S)
@@ -503,7 +504,7 @@ class AgoraConnection(RtcConnection):
             for port in ports:
                 await port.leave(self.context.media)
             if link is not None:
-                await Service.get(self._config).give_back(link)
+                await self._service.give_back(link)
 
         if link is not None or ports:
             _keep(leave())

@@ -493,6 +493,8 @@ class Service:
         return task
 
     async def _give_back(self, link: Link) -> None:
+        if link not in self._links:
+            return  # the process ends, and it has been released
         is_well = not link.is_broken
         try:
             await self.run(link.leave)

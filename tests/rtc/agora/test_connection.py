@@ -570,6 +570,20 @@ async def test_process_ends_while_calls_are_up() -> None:
             await service.run(print)
 
 
+@in_event_loop
+async def test_call_that_outlives_the_service() -> None:
+    """It ends as others do, and does nothing to what has been released."""
+    async with stage() as on:
+        call = await on.joined()
+        await AgoraConnection.shut_down()
+        await call.connection.send_message("too late")
+        await call.connection.send_message("too late", "audio-metadata")
+        on.media.run_s(0.1)
+        await settle()
+        await on.hang_up(call)
+        assert on.engine.log()[-1] == ["service", "released"]
+
+
 # ---------------------------------------------------------------- many calls
 
 
