@@ -276,16 +276,16 @@ class CallRegistry:
         """Sends the telephone elsewhere and returns once it is there. LookupError; CallError: it is not."""
         await self._find(call_id).transfer(to, Party.OPERATOR)
 
+    async def hold(self, call_id: str, held: bool) -> None:
+        """Puts the telephone on hold, or takes it back. LookupError; CallError."""
+        await self._find(call_id).hold(held)
+
     def find_participant(self, target: str, identity: str) -> str:
         """The id of the call that goes by `identity` in the channel `target`. LookupError."""
         for bridge in self._bridges.values():
             if bridge.target == target and bridge.identity == identity:
                 return bridge.id
         raise LookupError(f"there is no call {identity!r} in {target}")
-
-    async def hold(self, call_id: str, held: bool) -> None:
-        """Puts the telephone on hold, or takes it back. LookupError; CallError."""
-        await self._find(call_id).hold(held)
 
     def rooms(self) -> Sequence[RoomView]:
         """The local rooms and who is in them."""

@@ -27,7 +27,8 @@ from sipbridge.errors import CallError, ConfigError, EndReason
 from sipbridge.events import CallAnswered, CallEnded
 from sipbridge.routing import SipUri
 from sipbridge.rtc.base import ParticipantWish
-from sipbridge.rtc.livekit.token import Grants, TokenError, read_token
+from sipbridge.rtc.livekit.token import Grants, read_token
+from sipbridge.rtc.token_server import TokenError
 
 _PROTOBUF, _JSON = "application/protobuf", "application/json"
 _TRANSPORTS = {1: "udp", 2: "tcp", 3: "tls"}

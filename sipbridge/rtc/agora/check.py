@@ -17,8 +17,9 @@ from sipbridge.config import AgoraConfig
 from sipbridge.errors import RtcError
 from sipbridge.rtc.agora.reasons import connection_reason, encryption_reason, failed
 from sipbridge.rtc.agora.service import Link, Place, SdkCallError, Service
-from sipbridge.rtc.agora.token import TokenError, obtain_token
+from sipbridge.rtc.agora.token import obtain_token
 from sipbridge.rtc.base import Samples
+from sipbridge.rtc.token_server import TokenError
 
 _FRAME_MS = 20
 _SPEAK_S = 3.0

@@ -38,13 +38,12 @@ from sipbridge.log import get_logger
 from sipbridge.media.loop import Channel, Room
 from sipbridge.media.remote import SamplePort
 from sipbridge.media.vad import SpeechGate, SpeechStarted, SpeechStopped, VadSettings, VoiceDetector
-from sipbridge.resample import LiveResampler, make_resampler
 from sipbridge.routing import Target
 from sipbridge.rtc.agora.lookup import Found, look_up
 from sipbridge.rtc.agora.messages import MAX_METADATA_BYTES, MessageReader, MessageWriter
 from sipbridge.rtc.agora.reasons import connection_reason, encryption_reason, failed
 from sipbridge.rtc.agora.service import Link, Place, SdkCallError, Service
-from sipbridge.rtc.agora.token import TokenError, obtain_token
+from sipbridge.rtc.agora.token import obtain_token
 from sipbridge.rtc.base import (
     CallStatus,
     JoinRequest,
@@ -54,7 +53,9 @@ from sipbridge.rtc.base import (
     RtcListener,
     Samples,
 )
+from sipbridge.rtc.token_server import TokenError
 from sipbridge.rtc.websocket.connection import fill_parameters
+from sipbridge.rtc.websocket.session import Converter
 
 DTMF, METADATA, SPEECH = "dtmf", "audio-metadata", "speech"  # topics of ours
 
@@ -101,7 +102,7 @@ class AgoraConnection(RtcConnection):
         self._lost: asyncio.TimerHandle | None = None  # while the channel is waited for
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken = 0  # frames in a row
-        self._resampler: LiveResampler | None = None
+        self._converter = Converter(context.config.media.live_resampler)
         self._detector: VoiceDetector | None = None
         self._gate: SpeechGate | None = None
         self._join: JoinRequest
@@ -171,9 +172,7 @@ class AgoraConnection(RtcConnection):
         try:
             self._check_channel(channel)
             user_id = found.user_id or str(fill_parameters(config.user_id, fields, join.headers))
-            if not config.string_user_ids and not (
-                user_id.isascii() and user_id.isdigit() and int(user_id) < 2**32
-            ):
+            if not config.string_user_ids and not _is_number(user_id):
                 raise ValueError(
                     f"the user id {user_id!r} is no number of 32 bits, and string_user_ids is false"
                 )
@@ -265,8 +264,7 @@ class AgoraConnection(RtcConnection):
         link = self._link
         if link is None or self._closed:
             return
-        if rate_hz != self._rate_hz:
-            frame = self._convert(frame, rate_hz)
+        frame = self._converter.convert(frame, rate_hz, self._rate_hz)
         if self._gate is not None:
             for item in self._gate.feed(frame):
                 if isinstance(item, SpeechStarted | SpeechStopped):
@@ -278,14 +276,6 @@ class AgoraConnection(RtcConnection):
             for event in self._detector.feed(frame):
                 self._tell_speech(isinstance(event, SpeechStarted))
         self._push(link, frame)
-
-    def _convert(self, frame: Samples, rate_hz: int) -> Samples:
-        resampler = self._resampler
-        if resampler is None or resampler.rate_in_hz != rate_hz:
-            kind = self.context.config.media.live_resampler
-            self._resampler = resampler = make_resampler(kind, rate_hz, self._rate_hz, 1)
-        converted: Samples = resampler.process(frame.reshape(1, -1))[0]
-        return converted
 
     def _push(self, link: Link, samples: Samples) -> None:
         try:

@@ -81,7 +81,7 @@ def _split_topic(data: bytes) -> tuple[str, str]:
     if text.startswith("{"):
         try:
             said = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return "", text
         topic, message = said.get("topic"), said.get("message")
         if isinstance(topic, str) and isinstance(message, str) and len(said) == 2:

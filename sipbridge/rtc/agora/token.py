@@ -17,19 +17,13 @@ import struct
 import time
 import zlib
 from collections.abc import Mapping
-from typing import Any
-
-import httpx
 
 from sipbridge.config import AgoraConfig
+from sipbridge.rtc.token_server import TokenError, ask_token_server
 
 _RTC = 1  # the service
 _JOIN, _AUDIO, _VIDEO, _DATA = 1, 2, 3, 4  # its privileges: to join, and to publish each kind
 _MAX_SALT = 99_999_999
-
-
-class TokenError(Exception):
-    """No token could be had; its text says why."""
 
 
 def _u16(value: int) -> bytes:
@@ -89,19 +83,10 @@ async def obtain_token(config: AgoraConfig, channel: str, user_id: str, call_id:
     """A token by whichever way is configured. TokenError."""
     if config.token_url is None:
         return make_token(config, channel, user_id)
-    headers = {name: secret.get_secret_value() for name, secret in config.token_headers.items()}
-    body: dict[str, Any] = {"channel": channel, "user_id": user_id, "call_id": call_id}
-    try:
-        async with httpx.AsyncClient(timeout=config.connect_timeout_s) as client:
-            response = await client.post(config.token_url, json=body, headers=headers)
-            response.raise_for_status()
-            token = response.json()["token"]
-            if not isinstance(token, str) or not token:
-                raise ValueError(token)
-            return token
-    except httpx.HTTPStatusError as error:
-        raise TokenError(f"the token server answers {error.response.status_code}") from error
-    except httpx.HTTPError as error:
-        raise TokenError(f"the token server cannot be reached: {error or type(error).__name__}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise TokenError("the token server's answer has no token") from error
+    body = {"channel": channel, "user_id": user_id, "call_id": call_id}
+    timeout_s = config.connect_timeout_s
+    answer = await ask_token_server(config.token_url, body, config.token_headers, timeout_s)
+    token = answer.get("token") if isinstance(answer, dict) else None
+    if not isinstance(token, str) or not token:
+        raise TokenError("the token server's answer has no token")
+    return token

@@ -57,7 +57,8 @@ from sipbridge.rtc.livekit.participant import CALL_STATUS, HELD, describe, heade
 from sipbridge.rtc.livekit.session import MediaError as NoMediaError
 from sipbridge.rtc.livekit.session import Session
 from sipbridge.rtc.livekit.signal import RefusedError, UnreachableError
-from sipbridge.rtc.livekit.token import Entry, TokenError, obtain
+from sipbridge.rtc.livekit.token import Entry, obtain
+from sipbridge.rtc.token_server import TokenError
 from sipbridge.rtc.webrtc.peer import AudioTrack
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0  # between attempts to rejoin
@@ -98,7 +99,7 @@ class LiveKitConnection(RtcConnection):
         self._reader = PacketReader()
         self._out: TrackPort | None = None  # of our track
         self._heard: dict[AudioTrack, TrackPort] = {}
-        self._serving: set[asyncio.Task[None]] = set()  # methods that wait for the telephone
+        self._serving: set[asyncio.Task[None]] = set()  # methods that were called
         self._attached = False
         self._join: JoinRequest
         self._port: PlaybackQueue
@@ -351,9 +352,6 @@ class LiveKitConnection(RtcConnection):
 
     # --- SessionListener
 
-    def headers(self) -> Mapping[str, str]:
-        return headers_of(self._attributes, self._options)
-
     def attributes_changed(self, attributes: Mapping[str, str]) -> None:
         self._attributes = attributes
 
@@ -407,62 +405,53 @@ class LiveKitConnection(RtcConnection):
         if session is None:
             return
         session.send_packet(packets.acknowledgement(call))
-        slow = {"sip.hold": self._hold, "sip.transfer": self._transfer}.get(call.method)
-        if slow is not None:
-            task = asyncio.ensure_future(self._serve_slowly(call, slow))
-            self._serving.add(task)
-            task.add_done_callback(self._serving.discard)
-            return
-        methods: Mapping[str, Callable[[Any], str]] = {
+        task = asyncio.ensure_future(self._answer(call))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _answer(self, call: MethodCall) -> None:
+        """Some have to wait for the telephone; the time limit is that of whoever calls."""
+        methods: Mapping[str, Callable[[Any], Coroutine[Any, Any, str]]] = {
             "lk.sip.EndCall": self._end_call,
             "lk.sip.GetRemoteHeaders": self._tell_headers,
             "sip.hangup": self._end_call,
             "sip.dtmf": self._press,
             "sip.play": self._play,
+            "sip.hold": self._hold,
+            "sip.transfer": self._transfer,
         }
         try:
             method = methods.get(call.method)
             if method is None:
                 raise MethodError(UNSUPPORTED_METHOD, "Method not supported at destination")
-            answer = method(_read_payload(call))
-        except MethodError as error:
-            session.send_packet(packets.failure(call, error))
-        else:
-            session.send_packet(packets.result(call, answer))
-
-    async def _serve_slowly(
-        self, call: MethodCall, method: Callable[[Any], Coroutine[Any, Any, None]]
-    ) -> None:
-        """One whose answer has to wait for the telephone; the caller's own time limit holds for it."""
-        try:
-            await method(_read_payload(call))
+            answer = packets.result(call, await method(_read_payload(call)))
         except MethodError as error:
             answer = packets.failure(call, error)
         except CallError as error:
             answer = packets.failure(call, MethodError(APPLICATION_ERROR, str(error)))
-        else:
-            answer = packets.result(call, "{}")
         if self._session is not None:
             self._session.send_packet(answer)
 
-    async def _transfer(self, payload: Any) -> None:
+    async def _transfer(self, payload: Any) -> str:
         self._check_allowed("transfer")
         to = payload.get("to") if isinstance(payload, dict) else payload
         to = str(to) if isinstance(to, str | int) else ""
         if not to:
             raise MethodError(APPLICATION_ERROR, 'expected {"to": "200"}, or a sip: URI')
         await self._listener.transfer(to)
+        return "{}"
 
-    async def _hold(self, payload: Any) -> None:
+    async def _hold(self, payload: Any) -> str:
         self._check_allowed("hold")
         held = payload.get("hold", True) if isinstance(payload, dict) else True
         await self._listener.hold(bool(held))
+        return "{}"
 
     def _check_allowed(self, wish: str) -> None:
         if wish not in self._options.allow:
             raise MethodError(APPLICATION_ERROR, f"{wish} is not allowed here")
 
-    def _end_call(self, payload: Any) -> str:
+    async def _end_call(self, payload: Any) -> str:
         self._check_allowed("hangup")
         reason = EndReason(EndKind.CHANNEL_CLOSED, "the room has hung up", Party.CHANNEL)
         asyncio.get_running_loop().call_later(_ANSWER_S, self._hang_up, reason)
@@ -472,7 +461,7 @@ class LiveKitConnection(RtcConnection):
         if not self._closed:
             self._listener.hangup_requested(reason)
 
-    def _press(self, payload: Any) -> str:
+    async def _press(self, payload: Any) -> str:
         self._check_allowed("dtmf")
         digits = payload.get("digits") if isinstance(payload, dict) else payload
         digits = str(digits or "").upper()
@@ -482,7 +471,7 @@ class LiveKitConnection(RtcConnection):
             self._listener.dtmf(digit)
         return "{}"
 
-    def _play(self, payload: Any) -> str:
+    async def _play(self, payload: Any) -> str:
         self._check_allowed("play")
         name = payload.get("file") if isinstance(payload, dict) else payload
         folder = self._config.sounds
@@ -495,7 +484,7 @@ class LiveKitConnection(RtcConnection):
         self.context.media.overlay(self._port.port_id, sound)
         return "{}"
 
-    def _tell_headers(self, payload: Any) -> str:
+    async def _tell_headers(self, payload: Any) -> str:
         headers = told_headers(self._join, self._options)
         if isinstance(payload, dict):
             include = {str(name).lower() for name in payload.get("include") or ()}
@@ -508,6 +497,9 @@ class LiveKitConnection(RtcConnection):
         return json.dumps({"headers": headers})
 
     # --- the telephone's side
+
+    def headers(self) -> Mapping[str, str]:
+        return headers_of(self._attributes, self._options)
 
     def call_changed(self, status: CallStatus) -> None:
         before = self._status

@@ -7,22 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import jwt
 from jwt.warnings import InsecureKeyLengthWarning
 
 from sipbridge.config import LiveKitConfig
 from sipbridge.rtc.livekit.participant import Participant
+from sipbridge.rtc.token_server import TokenError, ask_token_server
 
 _LEEWAY_S = 60  # that clocks may differ
 _ALGORITHM = "HS256"
 
 # Whoever made the secret decides on its length; that of `livekit-server --dev` has six characters.
 warnings.filterwarnings("ignore", category=InsecureKeyLengthWarning)
-
-
-class TokenError(Exception):
-    """No token could be had, or one is not valid; its text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +97,8 @@ async def obtain(config: LiveKitConfig, room: str, participant: Participant) -> 
     }
     if participant.room_configuration:
         body["room_config"] = dict(participant.room_configuration)
-    headers = {name: secret.get_secret_value() for name, secret in config.token_headers.items()}
-    try:
-        async with httpx.AsyncClient(timeout=config.connect_timeout_s) as client:
-            response = await client.post(config.token_url, json=body, headers=headers)
-            response.raise_for_status()
-            answer = response.json()
-            return Entry(str(answer.get("server_url") or config.url), str(answer["participant_token"]))
-    except httpx.HTTPStatusError as error:
-        raise TokenError(f"the token server answers {error.response.status_code}") from error
-    except httpx.HTTPError as error:
-        raise TokenError(f"the token server cannot be reached: {error or type(error).__name__}") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise TokenError("the token server's answer has no participant_token") from error
+    timeout_s = config.connect_timeout_s
+    answer = await ask_token_server(config.token_url, body, config.token_headers, timeout_s)
+    if not isinstance(answer, dict) or "participant_token" not in answer:
+        raise TokenError("the token server's answer has no participant_token")
+    return Entry(str(answer.get("server_url") or config.url), str(answer["participant_token"]))

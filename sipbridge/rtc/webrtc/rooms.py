@@ -260,7 +260,7 @@ class Browser:
         member = self._member
         try:
             said = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             said = None
         if not isinstance(said, dict) or member is None or self._has_left:
             return

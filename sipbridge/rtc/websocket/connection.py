@@ -30,6 +30,7 @@ from sipbridge.routing import Target, fill
 from sipbridge.rtc.base import JoinRequest, PlaybackQueue, RtcConnection, RtcContext, RtcListener, Samples
 from sipbridge.rtc.websocket.playback import AgentPlayback
 from sipbridge.rtc.websocket.protocol import (
+    WISHES,
     Conversation,
     Digits,
     Event,
@@ -45,7 +46,6 @@ from sipbridge.rtc.websocket.session import Converter, Notes, Session, SpeechSes
 from sipbridge.rtc.websocket.transport import ConnectError, open_transport
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0  # between attempts to reconnect
-_WISHES = {Digits: "dtmf", Hangup: "hangup", Transfer: "transfer", Hold: "hold"}
 _FIELD = re.compile(r"\{(caller|callee|call_id|header:[^{}]+)\}")
 
 
@@ -338,7 +338,7 @@ class WebSocketConnection(RtcConnection):
             case Hold(held) if "hold" in allow:
                 self._ask(session, "hold", self._listener.hold, held)
             case Digits() | Hangup() | Transfer() | Hold():
-                wish = _WISHES[type(event)]
+                wish = WISHES[type(event)]
                 self.notes.warn(wish, "the agent asks for what its configuration does not allow", wish=wish)
                 session.send(session.protocol.refused(wish, f'"{wish}" is not in its "allow"'))
 

@@ -27,6 +27,7 @@ from sipbridge.rtc.base import RtcContext, Samples
 from sipbridge.rtc.local import Member
 from sipbridge.rtc.websocket.playback import AgentPlayback
 from sipbridge.rtc.websocket.protocol import (
+    WISHES,
     Conversation,
     Digits,
     Event,
@@ -171,7 +172,7 @@ class ProgramMember:
                     self._speech.clear()
                 session.lost(True, "it has asked to leave")
             case Transfer() | Hold():
-                wish = "transfer" if isinstance(event, Transfer) else "hold"
+                wish = WISHES[type(event)]
                 self.notes.warn(wish, "the program asks for what is a call's alone", wish=wish)
                 session.send(self._codec.refused(wish, "a program in a room has no call of its own"))
 

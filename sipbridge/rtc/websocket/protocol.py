@@ -102,6 +102,10 @@ class Hold:
     held: bool
 
 
+# What a wish is called, in configurations and to who uttered it.
+WISHES = {Digits: "dtmf", Hangup: "hangup", Transfer: "transfer", Hold: "hold"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
     """A PBX hands over a call. It comes once, of a `PbxProtocol`, which has its rates from then on."""

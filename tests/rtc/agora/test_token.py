@@ -9,7 +9,8 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from sipbridge.rtc.agora.token import TokenError, build_token, make_token, obtain_token
+from sipbridge.rtc.agora.token import build_token, make_token, obtain_token
+from sipbridge.rtc.token_server import TokenError
 from tests.support import fake_agora
 from tests.support.event_loop import in_event_loop
 

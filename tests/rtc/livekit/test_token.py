@@ -14,7 +14,8 @@ from pydantic import SecretStr
 
 from sipbridge.config import LiveKitConfig
 from sipbridge.rtc.livekit.participant import Participant
-from sipbridge.rtc.livekit.token import Entry, TokenError, make_token, obtain, read_token
+from sipbridge.rtc.livekit.token import Entry, make_token, obtain, read_token
+from sipbridge.rtc.token_server import TokenError
 
 SECRET = "secret_of_at_least_32_characters_x"
 CONFIG = LiveKitConfig(url="ws://x", api_key="key", api_secret=SecretStr(SECRET), token_ttl_s=600)
