@@ -44,7 +44,7 @@ LOSS = {
 }
 JITTER_MS = (20, 40, 60, 100)
 # What a bridge may add to the jitter of the line, and what it may keep once that is over.
-DELAY_MS = 40
+DELAY_MS = 60
 
 
 @dataclasses.dataclass

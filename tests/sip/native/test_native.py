@@ -37,8 +37,11 @@ int main() {
 
 # The first of them may have to compile pjproject.
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("sanitizer", build.SANITIZERS)
-@pytest.mark.parametrize("source", build.test_sources(), ids=lambda source: source.stem.removeprefix("test_"))
+@pytest.mark.parametrize(
+    ("source", "sanitizer"),
+    [(source, sanitizer) for source in build.test_sources() for sanitizer in build.sanitizers_of(source)],
+    ids=lambda value: value.stem.removeprefix("test_") if isinstance(value, Path) else value,
+)
 def test_native(source: Path, sanitizer: str) -> None:
     """A C++ test ends without a complaint."""
     with build.locked():
