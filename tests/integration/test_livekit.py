@@ -20,7 +20,7 @@ from tests.conftest import MakeAgent, MakeCall, MakePeer, StartServer
 from tests.support import audio, livekit
 from tests.support.bits import has_stretch, send_speech
 from tests.support.codecs import G722, Codec, Opus, Pcma, Pcmu
-from tests.support.livekit import RATE_HZ, LiveKitServer, Participant, Sdk
+from tests.support.livekit import RATE_HZ, LiveKitServer, Participant, Relay, Sdk
 from tests.support.ports import free_port
 from tests.support.sdp import describe
 from tests.support.server import ROOT, Server
@@ -456,6 +456,35 @@ def test_alone_in_the_room(bridge: Server, livekit_server: LiveKitServer, sdk: S
 
 
 # ---------------------------------------------------------------- lost servers
+
+
+def test_signalling_that_breaks(
+    livekit_server: LiveKitServer,
+    start_server: StartServer,
+    join: Any,
+    call: MakeCall,
+    room: str,
+) -> None:
+    """Audio goes on, nobody sees the telephone leave, and what was said meanwhile is made up for."""
+    with Relay(livekit_server) as relay:
+        bridge = start_server(config({**livekit_server.table, "url": relay.url}))
+        party = call(room, server=bridge.sip_address)
+        party.rtp.play(audio.tone(PHONE_HZ, 1.0), loop=True)
+        ann = join(room, hz=FAR_HZ)
+        hears(party, FAR_HZ)
+        there = livekit_server.wait_participants(room, 2)
+        assert relay.cut() == 1
+        ann.fall_silent()
+        heard = ann.listen(1.5)
+        assert audio.find_tone(heard, RATE_HZ) == audio.near(PHONE_HZ)
+        assert audio.gaps_ms(heard, RATE_HZ) == []
+        bridge.wait_event("signalling is there again")
+        ann.say(audio.tone(FAR_HZ, 1.0, RATE_HZ), RATE_HZ, "again")
+        hears(party, FAR_HZ)
+        assert {one["sid"] for one in livekit_server.participants(room)} == {one["sid"] for one in there}
+        assert ann.events("left") == []
+        party.hang_up()
+        ann.wait_event("left")
 
 
 def test_a_server_that_is_killed_and_started_again(

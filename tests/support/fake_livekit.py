@@ -79,10 +79,13 @@ class FakeSession:
         cls.media, cls.made, cls.hz = media, [], hz
         cls.failures, cls.may_join = [], None
 
-    def __init__(self, listener: SessionListener, webrtc: Any, remotes: Any, call_id: str) -> None:
+    def __init__(
+        self, listener: SessionListener, webrtc: Any, remotes: Any, call_id: str, *, resume_s: float
+    ) -> None:
         self.listener = listener
         self.ended: asyncio.Future[EndReason | None] = asyncio.get_running_loop().create_future()
         self.detail = ""
+        self.lost_at = 0.0
         self.refreshed_token = ""
         self.is_let_in = False
         self.others: set[str] = set()
@@ -120,6 +123,7 @@ class FakeSession:
 
     def lose(self, detail: str = "signalling: the connection broke") -> None:
         self.detail = detail
+        self.lost_at = asyncio.get_running_loop().time()
         self.ended.set_result(None)
 
     @property

@@ -176,7 +176,13 @@ class LiveKitConnection(RtcConnection):
             **{key: text for key, text in self._told.items() if text},
         }
         participant = dataclasses.replace(self._participant, attributes=attributes)
-        session = Session(self, self.context.config.webrtc, self.context.remotes, self._join.call_id)
+        session = Session(
+            self,
+            self.context.config.webrtc,
+            self.context.remotes,
+            self._join.call_id,
+            resume_s=config.reconnect_s,
+        )
         try:
             async with asyncio.timeout(config.connect_timeout_s):
                 if refreshed_token:
@@ -219,7 +225,7 @@ class LiveKitConnection(RtcConnection):
     async def _reopen(self, lost: Session) -> Session:
         """The same room, with the same identity, for a while. RtcError."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._config.reconnect_s
+        until = lost.lost_at + self._config.reconnect_s
         pause_s = _FIRST_PAUSE_S
         # whoever made our token lets us in again by the one that the server made of it
         token = lost.refreshed_token if self._config.token_url is not None else ""

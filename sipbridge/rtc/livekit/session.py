@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One membership in a room: signalling, a connection each way, and the tracks on them. Event loop.
+"""One membership in a room: signalling, a media connection, and the tracks on it. Event loop.
 
 ::
 
     Signal ◄──────── offers, answers, candidates, who is there ────────► LiveKit's server
-       │
-    publisher   ──── our track, data channels ─────────────────────────►
-    subscriber  ◄─── a track of each that speaks, data channels ────────
+    Peer   ───────── our track ────────────────────────────────────────►
+           ◄──────── a track of each that speaks ───────────────────────
+           ◄──────── data channels ────────────────────────────────────►
 
-libdatachannel cannot restart ICE, which resuming a membership takes. So one that has lost its signalling or
-its media is over, and whoever holds it makes another one, with the same identity.
+We offer, always: a section for our track, and as many for those of others as the server asks for, which
+gives them to whoever speaks. A signalling connection that breaks is made again while audio goes on.
+libdatachannel cannot restart ICE, so a membership whose media is lost is over, and whoever holds it makes
+another one, with the same identity.
 """
 
 import asyncio
 import contextlib
 import json
 from collections.abc import Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from livekit.protocol.models import (
@@ -35,7 +37,6 @@ from livekit.protocol.rtc import (
     SessionDescription,
     SignalRequest,
     SignalResponse,
-    SignalTarget,
     TrickleRequest,
     UpdateParticipantMetadata,
     UpdateSubscription,
@@ -46,17 +47,19 @@ from sipbridge.config import IceServerConfig, WebRtcConfig
 from sipbridge.errors import EndKind, EndReason, Party
 from sipbridge.log import get_logger
 from sipbridge.media.remote import RemotePorts, TrackPort
-from sipbridge.rtc.livekit.signal import Signal, name_of
+from sipbridge.rtc.livekit.signal import RefusedError, Signal, UnreachableError, name_of
 from sipbridge.rtc.livekit.token import Entry
 from sipbridge.rtc.webrtc.peer import AudioTrack, Channel, Peer, PeerState
-from sipbridge.rtc.webrtc.sdp import AudioChoice, Direction, OfferedAudio, choose_codecs
+from sipbridge.rtc.webrtc.sdp import Direction
 
 _CID = "telephone"
 _STREAM = "telephone"
 _RELIABLE, _LOSSY = "_reliable", "_lossy"
 _MAX_WAITING = 64  # packets that are said before there is a channel for them
-# Best first. Of these we understand all that others publish.
+# Of these we understand all that others publish.
 _CODECS = ("opus", "PCMU", "PCMA")
+_SECTIONS = 1  # for others' tracks, until the server asks for more
+_RESUME_PAUSE_S = 0.2  # between attempts
 
 
 class MediaError(Exception):
@@ -142,26 +145,41 @@ class Session:
     """A membership, from `join` to `leave` or its end."""
 
     def __init__(
-        self, listener: SessionListener, webrtc: WebRtcConfig, remotes: RemotePorts, call_id: str
+        self,
+        listener: SessionListener,
+        webrtc: WebRtcConfig,
+        remotes: RemotePorts,
+        call_id: str,
+        *,
+        resume_s: float,
     ) -> None:
+        """Lost signalling is tried again for `resume_s`."""
         self.ended: asyncio.Future[EndReason | None] = asyncio.get_running_loop().create_future()
-        self.detail = ""  # why it was lost
+        self.detail = ""  # why it was lost,
+        self.lost_at = 0.0  # and when, by the loop's clock
         self.refreshed_token = ""  # that the server gave in place of ours
         self._listener = listener
         self._webrtc = webrtc
         self._remotes = remotes
+        self._resume_s = resume_s
         self._log = get_logger(__name__, call_id=call_id)
         self._signal = Signal(self)
+        self._entry: Entry
+        self._timeout_s = 0.0
         self._closed = False
         self._sid = ""
         self._others: dict[str, _Other] = {}  # by identity
-        self._publisher: Peer
-        self._subscriber: Peer
-        self._peers: list[Peer] = []
+        self._peer: Peer | None = None
+        self._is_offered = False  # and not answered yet
+        self._has_to_offer = False  # once more
+        self._sections = _SECTIONS  # for tracks of others
+        self._codec = ""  # of our track, once it is to be published
         self._published: AudioTrack | None = None
         self._is_answered = False  # the offer that has it
         self._track_sid = ""
         self._is_muted = False
+        self._attributes: dict[str, str] = {}  # that were said last
+        self._track_sids: Mapping[str, str] = {}  # of what comes in each section, by mid
         self._heard: dict[str, AudioTrack] = {}  # by mid
         self._reliable: Channel
         self._waiting: list[bytes] = []
@@ -191,9 +209,16 @@ class Session:
 
         UnreachableError, RefusedError, MediaError; the caller keeps the time as well.
         """
+        self._entry, self._timeout_s = entry, timeout_s
         join = await self._signal.open(entry, timeout_s)
         self._sid = join.participant.sid
-        self._make_peers(join)
+        servers = [*self._webrtc.ice_servers, *_ice_servers(join)]
+        self._peer = Peer(self._webrtc, self._remotes, self, ice_servers=servers)
+        self._reliable = self._peer.open_channel(_RELIABLE)
+        lossy = self._peer.open_channel(_LOSSY, ordered=False, max_retransmits=0)
+        for channel in (self._reliable, lossy):
+            channel.on_message = self._heard_packet
+        self._spawn(self._say_what_waits())
         self._spawn(self._take_messages())
         await self._offer()
         for info in join.other_participants:
@@ -202,15 +227,6 @@ class Session:
         if self.ended.done():
             raise MediaError(self.detail or "ended while it was joined")
 
-    def _make_peers(self, join: JoinResponse) -> None:
-        servers = [*self._webrtc.ice_servers, *_ice_servers(join)]
-        for target in (SignalTarget.PUBLISHER, SignalTarget.SUBSCRIBER):
-            peer = Peer(self._webrtc, self._remotes, _Side(self, target), ice_servers=servers)
-            self._peers.append(peer)
-        self._publisher, self._subscriber = self._peers
-        self._reliable = self._publisher.open_channel(_RELIABLE)
-        self._spawn(self._say_what_waits())
-
     async def _say_what_waits(self) -> None:
         await self._reliable.opened.wait()
         waiting, self._waiting = self._waiting, []
@@ -218,8 +234,19 @@ class Session:
             self._reliable.send(packet)
 
     async def _offer(self) -> None:
-        """Our part of the publisher's connection, to the server."""
-        offer = await self._publisher.offer(gather=False)
+        """All that we have, to the server; once it has answered the offer before."""
+        if self._is_offered:
+            self._has_to_offer = True
+            return
+        assert self._peer is not None
+        self._is_offered, self._has_to_offer = True, False
+        for number in range(len(self._peer.tracks.keys() - {_CID}), self._sections):
+            self._peer.add_audio(Direction.RECVONLY, _CODECS, mid=f"others-{number}")
+        if self._codec and self._published is None:
+            self._published = self._peer.add_audio(
+                Direction.SENDONLY, (self._codec,), mid=_CID, stream_id=_STREAM, track_id=_CID
+            )
+        offer = await self._peer.offer(gather=False)
         self._send(offer=SessionDescription(type="offer", sdp=offer))
 
     # --- what the call says
@@ -229,11 +256,9 @@ class Session:
 
         The listener is told when there is a way for it; once in a membership.
         """
-        if self._published is not None or self._closed:
+        if self._codec or self._closed:
             return
-        self._published = self._publisher.add_audio(
-            Direction.SENDONLY, (codec,), mid=_CID, stream_id=_STREAM, track_id=_CID
-        )
+        self._codec = codec
         track = AddTrackRequest(
             cid=_CID,
             name=_STREAM,
@@ -265,6 +290,7 @@ class Session:
             self._waiting.append(packet)
 
     def set_attributes(self, attributes: Mapping[str, str]) -> None:
+        self._attributes.update(attributes)
         self._send(update_metadata=UpdateParticipantMetadata(attributes=dict(attributes)))
 
     def mute(self, muted: bool) -> None:
@@ -291,8 +317,8 @@ class Session:
         self._connected.set()
         for task in self._tasks:
             task.cancel()
-        for peer in self._peers:
-            await peer.close()
+        if self._peer is not None:
+            await self._peer.close()
 
     def _send(self, **message: Any) -> None:
         self._signal.send(SignalRequest(**message))
@@ -303,18 +329,59 @@ class Session:
         self._messages.put_nowait(message)
 
     def signal_lost(self, detail: str) -> None:
+        if self._peer is not None and self._peer.state is PeerState.CONNECTED and not self.ended.done():
+            self._spawn(self._resume(detail))
+        else:
+            self._lose(f"signalling: {detail}")
+
+    async def _resume(self, detail: str) -> None:
+        """Signalling once more, for the same participant; the others do not notice."""
+        self._log.warning("signalling is lost; audio goes on meanwhile", reason=detail)
+        self.lost_at = asyncio.get_running_loop().time()
+        before = self._signal
+        try:
+            async with asyncio.timeout(self._resume_s):
+                while not self.ended.done() and not self._closed:
+                    self._signal = Signal(self)
+                    entry = replace(self._entry, token=self.refreshed_token or self._entry.token)
+                    try:
+                        await self._signal.resume(entry, self._sid, before, self._timeout_s)
+                    except UnreachableError as error:
+                        detail = str(error)
+                        await asyncio.sleep(_RESUME_PAUSE_S)
+                    else:
+                        self._say_again()
+                        return
+        except RefusedError as error:
+            detail = str(error)
+        except TimeoutError:
+            pass
         self._lose(f"signalling: {detail}")
+
+    def _say_again(self) -> None:
+        """What may have got lost."""
+        self.lost_at = 0.0
+        self._log.info("signalling is there again")
+        if self._attributes:
+            self.set_attributes(self._attributes)
+        if self._is_muted:
+            self.mute(True)
+        for other in self._others.values():
+            other.subscribed.clear()  # it is told of each of them again
+        if self._is_offered or self._has_to_offer:
+            self._is_offered = False
+            self._spawn(self._offer())
 
     async def _take_messages(self) -> None:
         """One after the other: what an offer brings is used before the next is looked at."""
         while True:
             message = await self._messages.get()
             match message.WhichOneof("message"):
-                case "offer":
-                    await self._answer(message.offer)
                 case "answer":
-                    await self._publisher.accept(message.answer.sdp)
-                    self._see_answered()
+                    await self._take_answer(message.answer)
+                case "media_sections_requirement":
+                    self._sections += message.media_sections_requirement.num_audios
+                    await self._offer()
                 case "trickle":
                     self._add_candidate(message.trickle)
                 case "update":
@@ -335,25 +402,38 @@ class Session:
                         "a track cannot be heard", track=message.subscription_response.track_sid
                     )
 
-    async def _answer(self, offer: SessionDescription) -> None:
-        answer = await self._subscriber.answer(offer.sdp, _choose, gather=False)
-        self._send(answer=SessionDescription(type="answer", sdp=answer, id=offer.id))
-        for mid, track in self._subscriber.tracks.items():
-            is_active = track.direction is Direction.RECVONLY
-            if is_active and mid not in self._heard:
+    async def _take_answer(self, answer: SessionDescription) -> None:
+        assert self._peer is not None
+        await self._peer.accept(answer.sdp)
+        self._is_offered = False
+        self._track_sids = dict(answer.mid_to_track_id)
+        self._see_answered()
+        self._see_heard()
+        if self._has_to_offer:
+            await self._offer()
+
+    def _see_heard(self) -> None:
+        """Who speaks in which section may have changed."""
+        assert self._peer is not None
+        for mid, track in self._peer.tracks.items():
+            is_heard = track.direction is Direction.RECVONLY and self._track_sids.get(mid) in self._wanted
+            if is_heard and mid not in self._heard:
                 self._heard[mid] = track
                 self._listener.track_added(track)
-            elif not is_active and mid in self._heard:
+            elif not is_heard and mid in self._heard:
                 self._listener.track_removed(self._heard.pop(mid))
-        for mid in self._heard.keys() - self._subscriber.tracks.keys():
-            self._listener.track_removed(self._heard.pop(mid))
+
+    @property
+    def _wanted(self) -> set[str]:
+        """The sids of all tracks that we want to hear."""
+        return {sid for other in self._others.values() for sid in other.subscribed}
 
     def _add_candidate(self, trickle: TrickleRequest) -> None:
-        peer = self._publisher if trickle.target == SignalTarget.PUBLISHER else self._subscriber
+        assert self._peer is not None
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             init = json.loads(trickle.candidateInit)
             if init.get("candidate"):
-                peer.add_candidate(str(init["candidate"]), str(init.get("sdpMid") or "0"))
+                self._peer.add_candidate(str(init["candidate"]), str(init.get("sdpMid") or "0"))
 
     def _take_participant(self, info: ParticipantInfo) -> None:
         if info.sid == self._sid:
@@ -365,6 +445,7 @@ class Session:
         if info.state == ParticipantInfo.State.DISCONNECTED:
             if known is not None and known.sid == info.sid:
                 del self._others[info.identity]
+                self._see_heard()
                 self._listener.participant_left(info.identity)
             return
         if known is None or known.sid != info.sid:
@@ -383,6 +464,7 @@ class Session:
             tracks = [ParticipantTracks(participant_sid=info.sid, track_sids=new)]
             wanted = UpdateSubscription(track_sids=new, subscribe=True, participant_tracks=tracks)
             self._send(subscription=wanted)
+        self._see_heard()
 
     def _take_leave(self, leave: LeaveRequest) -> None:
         end = end_of(leave)
@@ -393,18 +475,17 @@ class Session:
             self.ended.set_result(end)
             self._connected.set()
 
-    # --- the connections
+    # --- PeerListener
 
-    def peer_state(self, target: SignalTarget, state: PeerState) -> None:
+    def peer_state(self, state: PeerState) -> None:
         if state is PeerState.CONNECTED:
-            self._see_connected()
+            self._connected.set()
         elif state in (PeerState.FAILED, PeerState.DISCONNECTED, PeerState.CLOSED):
-            side = "publisher" if target == SignalTarget.PUBLISHER else "subscriber"
-            self._lose(f"the {side}'s media connection is {state.name.lower()} (ICE or DTLS)")
+            self._lose(f"the media connection is {state.name.lower()} (ICE or DTLS)")
 
-    def peer_candidate(self, target: SignalTarget, candidate: str, mid: str) -> None:
+    def peer_candidate(self, candidate: str, mid: str) -> None:
         init = json.dumps({"candidate": candidate, "sdpMid": mid, "sdpMLineIndex": 0})
-        self._send(trickle=TrickleRequest(candidateInit=init, target=target))
+        self._send(trickle=TrickleRequest(candidateInit=init))
 
     def peer_channel(self, channel: Channel) -> None:
         if channel.label in (_RELIABLE, _LOSSY):
@@ -425,13 +506,10 @@ class Session:
         else:
             self._log.warning("the server does not take our track: nobody will hear the telephone")
 
-    def _see_connected(self) -> None:
-        if all(peer.state is PeerState.CONNECTED for peer in self._peers):
-            self._connected.set()
-
     def _lose(self, detail: str) -> None:
         if not self.ended.done() and not self._closed:
             self.detail = detail
+            self.lost_at = self.lost_at or asyncio.get_running_loop().time()
             self.ended.set_result(None)
         self._connected.set()
 
@@ -448,12 +526,6 @@ class Session:
             self._lose(f"{type(error).__name__}: {error}")
 
 
-def _choose(offered: OfferedAudio) -> AudioChoice | None:
-    """All audio is heard; nothing is said on these connections."""
-    direction = Direction.RECVONLY if offered.direction.sends else Direction.INACTIVE
-    return AudioChoice(direction, choose_codecs(offered, _CODECS))
-
-
 def _ice_servers(join: JoinResponse) -> Iterator[IceServerConfig]:
     """What the server names, as far as we can use it: TURN over UDP."""
     for server in join.ice_servers:
@@ -464,20 +536,3 @@ def _ice_servers(join: JoinResponse) -> Iterator[IceServerConfig]:
                     yield IceServerConfig(url=url, username=server.username, credential=secret)
                 else:
                     yield IceServerConfig(url=url)
-
-
-class _Side:
-    """The listener of one of the two connections."""
-
-    def __init__(self, session: Session, target: SignalTarget) -> None:
-        self._session = session
-        self._target = target
-
-    def peer_state(self, state: PeerState) -> None:
-        self._session.peer_state(self._target, state)
-
-    def peer_candidate(self, candidate: str, mid: str) -> None:
-        self._session.peer_candidate(self._target, candidate, mid)
-
-    def peer_channel(self, channel: Channel) -> None:
-        self._session.peer_channel(channel)

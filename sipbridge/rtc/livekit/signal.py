@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""LiveKit's signalling: its messages over a WebSocket. Event loop."""
+"""LiveKit's signalling, as its `/rtc/v1` has it: messages over a WebSocket. Event loop."""
 
 import asyncio
+import base64
 import time
 import urllib.parse
 from typing import Protocol
@@ -9,8 +10,17 @@ from typing import Protocol
 import httpx
 import picows
 from google.protobuf.message import DecodeError
-from livekit.protocol.models import DisconnectReason
-from livekit.protocol.rtc import JoinResponse, LeaveRequest, Ping, SignalRequest, SignalResponse
+from livekit.protocol.models import ClientInfo, DisconnectReason, ReconnectReason
+from livekit.protocol.rtc import (
+    ConnectionSettings,
+    JoinRequest,
+    JoinResponse,
+    LeaveRequest,
+    Ping,
+    SignalRequest,
+    SignalResponse,
+    WrappedJoinRequest,
+)
 
 from sipbridge import __version__
 from sipbridge.rtc.livekit.token import Entry
@@ -18,6 +28,7 @@ from sipbridge.rtc.websocket.protocol import Wire
 from sipbridge.rtc.websocket.transport import ConnectError, Transport, open_transport
 
 _PROTOCOL = 15
+_OLDEST = "LiveKit 1.9.10"  # whose signalling this is
 _PING_S = 5.0  # where the server does not say
 _EXPLAIN_S = 2.0  # that it may take to find out why we are refused
 
@@ -62,7 +73,24 @@ class Signal:
 
     async def open(self, entry: Entry, timeout_s: float) -> JoinResponse:
         """Connects and is let in. UnreachableError or RefusedError; the caller keeps the time as well."""
-        url = _signal_url(entry.url)
+        first = await self._begin(entry, _join_request(), timeout_s)
+        if first.WhichOneof("message") != "join":
+            raise RefusedError(f"the server began with {first.WhichOneof('message')} and not with join")
+        self._keep_alive(first.join.ping_interval, first.join.ping_timeout)
+        return first.join
+
+    async def resume(self, entry: Entry, sid: str, before: "Signal", timeout_s: float) -> None:
+        """Goes on where the connection before was lost, as the participant `sid`. Raises as `open` does."""
+        request = _join_request()
+        request.reconnect, request.participant_sid = True, sid
+        request.reconnect_reason = ReconnectReason.RR_SIGNAL_DISCONNECTED
+        first = await self._begin(entry, request, timeout_s)
+        if first.WhichOneof("message") != "reconnect":
+            raise RefusedError(f"the server began with {first.WhichOneof('message')} and not with reconnect")
+        self._keep_alive(before._ping_s, before._ping_timeout_s)
+
+    async def _begin(self, entry: Entry, request: JoinRequest, timeout_s: float) -> SignalResponse:
+        url = _signal_url(entry.url, request)
         headers = {"Authorization": f"Bearer {entry.token}"}
         try:
             self._transport = await open_transport(
@@ -73,6 +101,8 @@ class Signal:
             if isinstance(cause, picows.WSHandshakeError) and cause.response is not None:
                 status = int(cause.response.status)
                 why = await _explain(entry)
+                if status == 404 and not why:
+                    raise RefusedError(f"the server has no /rtc/v1: it is older than {_OLDEST}") from error
                 if 500 <= status <= 599:
                     raise UnreachableError(f"the server answers {status} {why}".rstrip()) from error
                 raise RefusedError(f"the server refuses us: {status} {why}".rstrip(), status) from error
@@ -82,16 +112,11 @@ class Signal:
             if not self._first.done():
                 raise UnreachableError("closed")
         first = await self._first
-        match first.WhichOneof("message"):
-            case "join" if self._closed:
-                raise UnreachableError("the connection was lost as soon as the server had let us in")
-            case "join":
-                self._keep_alive(first.join)
-                return first.join
-            case "leave":
-                raise RefusedError(f"the server sends us away: {name_of(first.leave)}")
-            case kind:
-                raise RefusedError(f"the server began with {kind} and not with join")
+        if first.WhichOneof("message") == "leave":
+            raise RefusedError(f"the server sends us away: {name_of(first.leave)}")
+        if self._closed and first.WhichOneof("message") in ("join", "reconnect"):
+            raise UnreachableError("the connection was lost as soon as the server had let us in")
+        return first
 
     def send(self, request: SignalRequest) -> None:
         """Never waits; does nothing once the connection is gone."""
@@ -113,9 +138,10 @@ class Signal:
 
     # --- the server drops who is silent, and so do we
 
-    def _keep_alive(self, join: JoinResponse) -> None:
-        self._ping_s = float(join.ping_interval) or _PING_S
-        self._ping_timeout_s = float(join.ping_timeout) or 3 * self._ping_s
+    def _keep_alive(self, ping_s: float, ping_timeout_s: float) -> None:
+        """0 where the server does not say."""
+        self._ping_s = ping_s or _PING_S
+        self._ping_timeout_s = ping_timeout_s or 3 * self._ping_s
         loop = asyncio.get_running_loop()
         self._last_pong_at = loop.time()
         self._ping = loop.call_later(self._ping_s, self._send_ping)
@@ -168,14 +194,20 @@ class Signal:
         self._listener.signal_lost(detail.replace("the agent", "the server"))
 
 
-def _signal_url(url: str) -> str:
-    """ws://HOST/rtc of ws:// or http://."""
+def _join_request() -> JoinRequest:
+    return JoinRequest(
+        client_info=ClientInfo(sdk=ClientInfo.SDK.PYTHON, version=__version__, protocol=_PROTOCOL),
+        connection_settings=ConnectionSettings(auto_subscribe=False),
+    )
+
+
+def _signal_url(url: str, request: JoinRequest) -> str:
+    """ws://HOST/rtc/v1 of ws:// or http://: one connection for audio both ways, which we offer."""
     scheme, _, rest = url.partition("://")
     scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
-    query = urllib.parse.urlencode(
-        {"auto_subscribe": "0", "protocol": _PROTOCOL, "sdk": "python", "version": __version__}
-    )
-    return f"{scheme}://{rest.rstrip('/')}/rtc?{query}"
+    wrapped = WrappedJoinRequest(join_request=request.SerializeToString()).SerializeToString()
+    query = urllib.parse.urlencode({"join_request": base64.urlsafe_b64encode(wrapped).decode()})
+    return f"{scheme}://{rest.rstrip('/')}/rtc/v1?{query}"
 
 
 async def _explain(entry: Entry) -> str:

@@ -2,18 +2,23 @@
 """Signalling with servers that a test scripts: those that refuse, fall silent, or speak rubbish."""
 
 import asyncio
+import base64
 import contextlib
 import http
+import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from livekit.protocol.models import DisconnectReason, ParticipantInfo
 from livekit.protocol.rtc import (
+    JoinRequest,
     JoinResponse,
     LeaveRequest,
     Pong,
+    ReconnectResponse,
     SignalRequest,
     SignalResponse,
+    WrappedJoinRequest,
 )
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
@@ -59,6 +64,21 @@ async def server(talk: Talk, refusal: int = 0) -> AsyncIterator[Entry]:
 
 async def joined(connection: ServerConnection) -> None:
     await connection.send(JOIN.SerializeToString())
+
+
+async def resumed(connection: ServerConnection) -> None:
+    await connection.send(SignalResponse(reconnect=ReconnectResponse()).SerializeToString())
+
+
+def request_of(connection: ServerConnection) -> JoinRequest:
+    """What the client asks for in its address."""
+    assert connection.request is not None
+    url = urllib.parse.urlsplit(connection.request.path)
+    assert url.path == "/rtc/v1"
+    wrapped, request = WrappedJoinRequest(), JoinRequest()
+    wrapped.ParseFromString(base64.urlsafe_b64decode(urllib.parse.parse_qs(url.query)["join_request"][0]))
+    request.ParseFromString(wrapped.join_request)
+    return request
 
 
 async def until(happened: Callable[[], object]) -> None:
@@ -116,6 +136,60 @@ def test_pings_are_sent_and_a_silent_server_is_given_up() -> None:
     asyncio.run(main())
 
 
+def test_a_connection_that_goes_on_where_another_was_lost() -> None:
+    """As the same participant; it is kept alive as often as the first."""
+    asked: list[JoinRequest] = []
+    pings: list[str] = []
+
+    async def talk(connection: ServerConnection) -> None:
+        asked.append(request_of(connection))
+        if not asked[-1].reconnect:
+            await joined(connection)
+            connection.transport.abort()
+            return
+        await resumed(connection)
+        async for data in connection:
+            assert isinstance(data, bytes)
+            pings.append(str(SignalRequest.FromString(data).WhichOneof("message")))
+
+    async def main() -> None:
+        told = Told()
+        async with server(talk) as entry:
+            first, second = Signal(told), Signal(told)
+            await first.open(entry, 5)
+            await until(lambda: told.lost)
+            await second.resume(entry, "PA_1", first, 5)
+            await until(lambda: pings)
+            second.close()
+        assert [request.reconnect for request in asked] == [False, True]
+        assert [request.participant_sid for request in asked] == ["", "PA_1"]
+        assert not any(request.connection_settings.auto_subscribe for request in asked)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("first", "complaint"),
+    [
+        (SignalResponse(leave=LeaveRequest(reason=DisconnectReason.STATE_MISMATCH)), "STATE_MISMATCH"),
+        (JOIN, "began with join"),
+    ],
+)
+def test_a_server_that_does_not_know_the_participant_any_more(first: SignalResponse, complaint: str) -> None:
+    async def talk(connection: ServerConnection) -> None:
+        await connection.send(first.SerializeToString())
+        await connection.wait_closed()
+
+    async def main() -> None:
+        async with server(talk) as entry:
+            signal = Signal(Told())
+            with pytest.raises(RefusedError, match=complaint):
+                await signal.resume(entry, "PA_1", Signal(Told()), 5)
+            signal.close()
+
+    asyncio.run(main())
+
+
 def test_a_connection_that_breaks() -> None:
     """Is told once; after our own end nothing is."""
 
@@ -153,6 +227,22 @@ def test_a_server_that_refuses(status: int, error: type[Exception]) -> None:
             with pytest.raises(error, match=f"{status} because I say so") as caught:
                 await Signal(Told()).open(entry, 5)
             assert getattr(caught.value, "status", status) == status
+
+    asyncio.run(main())
+
+
+def test_a_server_that_is_too_old() -> None:
+    """It takes the token, and does not know the way."""
+
+    def answer(connection: ServerConnection, request: Request) -> Response:
+        known = request.path == "/rtc/validate"
+        return connection.respond(http.HTTPStatus.OK if known else http.HTTPStatus.NOT_FOUND, "")
+
+    async def main() -> None:
+        async with serve(joined, "127.0.0.1", 0, process_request=answer) as listening:
+            port = next(iter(listening.sockets)).getsockname()[1]
+            with pytest.raises(RefusedError, match="older than LiveKit 1"):
+                await Signal(Told()).open(Entry(f"ws://127.0.0.1:{port}", "token"), 5)
 
     asyncio.run(main())
 
