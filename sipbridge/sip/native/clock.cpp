@@ -33,15 +33,15 @@ Clock::Clock(unsigned tick_ms) : tick_ms_(tick_ms), tick_ns_(tick_ms * 1000000LL
 
 Clock::~Clock() { stop(); }
 
-void Clock::start(std::function<void()> on_thread, std::function<void()> receive) {
+void Clock::start(std::function<void()> on_thread, std::function<void()> receive, std::function<void()> sent) {
   if (running_.exchange(true)) return;
   {
     std::lock_guard<std::mutex> lock(tick_mutex_);
     stopped_ = false;
   }
-  thread_ = std::thread([this, on_thread, receive] {
+  thread_ = std::thread([this, on_thread, receive, sent] {
     if (on_thread) on_thread();
-    run(receive);
+    run(receive, sent);
   });
 }
 
@@ -243,7 +243,7 @@ bool Clock::waitForMedia(int64_t until_ns) {
   return media_done_.wait_until(lock, until, [&] { return done_tick_ >= tick_; });
 }
 
-void Clock::run(const std::function<void()>& receive) {
+void Clock::run(const std::function<void()>& receive, const std::function<void()>& sent) {
   sched_param priority{};
   priority.sched_priority = 10;
   {
@@ -261,6 +261,7 @@ void Clock::run(const std::function<void()>& receive) {
     if (late_ns > kMaxCatchUpTicks * tick_ns_) next_ns = started_ns;
     if (receive) receive();
     tick();
+    if (sent) sent();
     std::lock_guard<std::mutex> lock(stats_mutex_);
     ++stats_.ticks;
     if (late_ns > tick_ns_ / 2) ++stats_.late_ticks;

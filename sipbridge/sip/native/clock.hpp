@@ -67,8 +67,8 @@ class Clock {
 
 #ifndef SWIG
   // `on_thread` runs first on the clock's own thread (pjlib wants to know every thread that calls it), `receive` at the
-  // beginning of each tick.
-  void start(std::function<void()> on_thread = {}, std::function<void()> receive = {});
+  // beginning of each tick, `sent` at its end.
+  void start(std::function<void()> on_thread = {}, std::function<void()> receive = {}, std::function<void()> sent = {});
   void attach(std::shared_ptr<LegStream> stream, std::shared_ptr<PortQueues> port);
   // When it returns the clock no longer touches the stream, nor will.
   void detach(const LegStream* stream);
@@ -87,7 +87,7 @@ class Clock {
     bool in_step = false;  // with whoever writes what it sends
   };
 
-  void run(const std::function<void()>& receive);
+  void run(const std::function<void()>& receive, const std::function<void()>& sent);
   void capture(Leg& leg);
   void handOn(Leg& leg);
   void sendNow(Leg& leg);

@@ -103,7 +103,7 @@ void Engine::startClock() {
         static thread_local pj_thread_t* thread;
         pj_thread_register("clock", description, &thread);
       },
-      [receiver = receiver_] { receiver->receive(); });
+      [receiver = receiver_] { receiver->receive(); }, [outbox = outbox_]() mutable { outbox.flush(); });
 }
 
 void Engine::uninstall() {

@@ -16,7 +16,7 @@ struct Heard {
   std::string data;  // a frame of int16 samples, or what the port makes of one
 };
 
-// One thread waits, any may push. Copies are the same outbox: a port has one, and so may outlive the engine's.
+// One thread waits, any may push, and says so by `flush`: once for all that it has. Copies are the same outbox: a port has one, and so may outlive the engine's.
 class Outbox {
  public:
   // All that has been heard since it was asked last, in its order; nothing after timeout_ms, or once it is closed.
@@ -50,15 +50,19 @@ class Outbox {
   static constexpr size_t kMost = 8192;
 
   void push(int port_id, std::string data) {
+    std::lock_guard<std::mutex> lock(state_->mutex);
+    if (state_->heard.size() >= kMost) {
+      state_->heard.pop_front();
+      ++state_->dropped;
+    }
+    state_->heard.push_back({port_id, std::move(data)});
+  }
+
+  void flush() {
     bool wakes;
     {
       std::lock_guard<std::mutex> lock(state_->mutex);
-      if (state_->heard.size() >= kMost) {
-        state_->heard.pop_front();
-        ++state_->dropped;
-      }
-      state_->heard.push_back({port_id, std::move(data)});
-      wakes = std::exchange(state_->waits, false);
+      wakes = !state_->heard.empty() && std::exchange(state_->waits, false);
     }
     if (wakes) state_->changed.notify_one();
   }

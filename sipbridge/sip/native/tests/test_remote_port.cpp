@@ -112,7 +112,10 @@ void aClosedOneIsGone() {
 void theOutboxWaitsAndForgetsTheOldest() {
   Outbox outbox;
   CHECK(outbox.wait(1).empty());
-  std::thread later([outbox]() mutable { outbox.push(7, "seven"); });
+  std::thread later([outbox]() mutable {
+    outbox.push(7, "seven");
+    outbox.flush();
+  });
   std::vector<Heard> heard = outbox.wait(5000);
   later.join();
   CHECK(heard.size() == 1 && heard[0].port_id == 7 && heard[0].data == "seven");
