@@ -54,6 +54,7 @@ Samples = NDArray[np.int16]
 _FADE_SHARE = 0.6
 _LONGEST_FRAME_MS = 120  # of a packet
 _PRIORITY = 9
+_REST_TICKS = 3  # that are passed over where all frames are handed on natively; requests wait so long
 _MAX_CATCH_UP_TICKS = 4  # a thread that was held longer drops the rest: delay must not be caught up with
 
 
@@ -117,7 +118,7 @@ class Room:
     """Hears all other members of the room of this name, and is heard by them.
 
     With `to` what it says goes there and not to the room: to a leg of the same rate that hears nothing else,
-    being attached to a `Channel` without a source.
+    being attached to a bare `Channel()`.
     """
 
     name: str
@@ -143,16 +144,17 @@ class Channel:
     Both ways these are whole frames, as long as the telephone's. `take` has a frame soon after its packet
     came. The source is read in the very tick in which a frame is sent; when it has too little, the rest is
     silence. Without `make` whoever `take` belongs to writes what is heard to the leg's port by itself.
+    Without `take` nobody hears it.
     """
 
-    take: FrameSink
+    take: FrameSink | None = None
     make: MakeSource | None = None
 
 
 Route = Room | Echo | Source | Channel
 
 # Of a leg whose source, channel or tap has failed.
-_NOTHING = Channel(lambda samples, rate_hz: None)
+_NOTHING = Channel()
 
 
 class _Stream:
@@ -474,9 +476,11 @@ class MediaLoop:
                 if member.leaving:
                     self._changes.append(functools.partial(self._leave, member))
                     continue
-                self._channels[member.port_id] = member
+                delivered = DELIVERED if member.route.take is not None else 0
                 pulled = PULLED if member.stream is not None else 0
-                whole[member.port_id] = 0, DELIVERED | pulled | muted
+                if delivered or pulled or member.overlays:
+                    self._channels[member.port_id] = member
+                whole[member.port_id] = 0, delivered | pulled | muted
             elif member.port_id in self._links:
                 listener = self._members[self._links[member.port_id]]
                 heard = HEARD if (member.said_gain, listener.heard_gain) == (1.0, 1.0) else 0
@@ -598,11 +602,12 @@ class MediaLoop:
         _ask_for_priority()
         last = self._clock.wait(0, 100)
         while self._running:
-            now = self._clock.wait(last, 100)
-            if now == last:
+            awaited = last + (_REST_TICKS if self._rests else 0)
+            now = self._clock.wait(awaited, 100)
+            if now == awaited:
                 self._apply_changes()
                 continue
-            due = now - last
+            due = now - awaited
             if due > _MAX_CATCH_UP_TICKS:
                 self.skipped_ticks += due - _MAX_CATCH_UP_TICKS
                 due = _MAX_CATCH_UP_TICKS
@@ -610,6 +615,11 @@ class MediaLoop:
             for _ in range(due):
                 self.tick()
             self._clock.done(now)
+
+    @property
+    def _rests(self) -> bool:
+        """There is no audio here, nor anything that has been asked for."""
+        return not (self._rows or self._channels or self._marks or self._new_marks or self._changes)
 
     def _apply_changes(self) -> None:
         for _ in range(len(self._changes)):
@@ -731,6 +741,7 @@ class MediaLoop:
         for row, (port_id, count) in enumerate(heads[: self._bank.takeFrames(heads, frames)].tolist()):
             member = self._channels[port_id]
             assert isinstance(member.route, Channel)
+            assert member.route.take is not None
             try:
                 member.route.take(frames[row, :count], self._channel_rates_hz[port_id])
             except Exception:

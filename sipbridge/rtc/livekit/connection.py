@@ -41,7 +41,6 @@ from sipbridge.rtc.base import (
     RtcConnection,
     RtcContext,
     RtcListener,
-    Samples,
 )
 from sipbridge.rtc.livekit import packets
 from sipbridge.rtc.livekit.packets import (
@@ -67,10 +66,6 @@ _ANSWER_S = 0.2  # that the answer to a request for the end has to get out
 
 
 _closing: set[asyncio.Task[None]] = set()  # memberships whose audio still fades
-
-
-def _nothing(frame: Samples, rate_hz: int) -> None:
-    """A port that only sends says nothing in here."""
 
 
 class LiveKitConnection(RtcConnection):
@@ -315,7 +310,7 @@ class LiveKitConnection(RtcConnection):
         return "PCMU" if rate_hz == 8000 and not self._has_dial_tone else "opus"
 
     def _route_of_out(self) -> Channel | Source:
-        return Source(tones.ringback) if self._has_dial_tone else Channel(_nothing)
+        return Source(tones.ringback) if self._has_dial_tone else Channel()
 
     def _open_heard(self, track: AudioTrack) -> TrackPort:
         port = track.open(self._port.sample_rate_hz)

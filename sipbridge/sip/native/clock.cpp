@@ -56,8 +56,12 @@ void Clock::stop() {
 }
 
 unsigned long long Clock::wait(unsigned long long last, unsigned timeout_ms) {
+  const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
   std::unique_lock<std::mutex> lock(tick_mutex_);
-  tick_changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [&] { return tick_ > last || stopped_; });
+  while (tick_ <= last && !stopped_) {
+    awaited_tick_ = std::min(awaited_tick_, last + 1);
+    if (tick_changed_.wait_until(lock, until) == std::cv_status::timeout) break;
+  }
   return std::max(tick_, last);
 }
 
@@ -216,11 +220,13 @@ void Clock::tick() {
       waits = true;
     }
   }
+  bool is_awaited;
   {
     std::lock_guard<std::mutex> lock(tick_mutex_);
-    ++tick_;
+    is_awaited = ++tick_ >= awaited_tick_;
+    if (is_awaited) awaited_tick_ = kNever;
   }
-  tick_changed_.notify_all();
+  if (is_awaited) tick_changed_.notify_all();
   double waited_us = 0;
   if (waits) {
     const int64_t from_ns = nowNs();

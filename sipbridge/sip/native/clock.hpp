@@ -109,6 +109,8 @@ class Clock {
   std::mutex tick_mutex_;
   std::condition_variable tick_changed_;
   unsigned long long tick_ = 0;
+  static constexpr unsigned long long kNever = ~0ULL;
+  unsigned long long awaited_tick_ = kNever;  // the first that somebody waits for
   std::condition_variable media_done_;
   unsigned long long done_tick_ = 0;
   bool stopped_ = false;
