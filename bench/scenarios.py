@@ -37,7 +37,17 @@ DEFAULT = [
     "loss:5",
     "loss:10",
 ]
-PUBLISHED = [*DEFAULT[:3], "room:800", *DEFAULT[3:], "agent:200", "speech:100"]
+PUBLISHED = [
+    *DEFAULT[:3],
+    "room:800",
+    *DEFAULT[3:],
+    "agent:200",
+    "speech:100",
+    "livekit:20",
+    "livekit-opus:20",
+    "livekit:50",
+    "webrtc:50",
+]
 
 
 @dataclasses.dataclass(frozen=True)

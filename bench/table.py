@@ -63,6 +63,7 @@ def _pesq_loss(result: dict[str, Any]) -> float:
     return float(result["pesq"]["codec_alone"] - result["pesq"]["bridge"])
 
 
+_UNHEARD = Figure("{} unheard", _unheard, 0, digits=0)
 _GAPS = _spoken("{} gaps over 40 ms", "gaps_over_40_ms", 0)
 _PAUSES = Figure("{} gaps over 40 ms", lambda result: float(result["rtp"]["gaps_over_40_ms"]), 0, digits=0)
 _SET_UP = Figure("p95 {} ms", lambda result: float(result["setup_ms"]["p95"]), 20, 5)
@@ -84,7 +85,7 @@ ROWS: Sequence[tuple[str, str, Sequence[Figure]]] = (
         "800 calls",
         "room:800",
         [
-            Figure("{} unheard", _unheard, 0, digits=0),
+            _UNHEARD,
             Figure("{} lost", _lost, 0, digits=0),
             _delay("p99", 60),
             _server("{} cores", "cores", 1, digits=2),
@@ -109,12 +110,24 @@ ROWS: Sequence[tuple[str, str, Sequence[Figure]]] = (
     (
         "the same of 200 calls",
         "agent:200",
-        [Figure("{} unheard", _unheard, 0, digits=0), Figure("{} lost", _lost, 0, digits=0)],
+        [_UNHEARD, Figure("{} lost", _lost, 0, digits=0)],
     ),
+    (
+        "20 calls in LiveKit rooms, PCMU, two passes",
+        "livekit:20",
+        [_delay("p50", 90, 60), _delay("p99", 130), _UNHEARD, _core(0.8)],
+    ),
+    (
+        "the same with Opus",
+        "livekit-opus:20",
+        [_delay("p50", 90, 60), _delay("p99", 130), _UNHEARD, _core(2.0)],
+    ),
+    ("50 calls in LiveKit rooms, PCMU", "livekit:50", [_UNHEARD]),
+    ("50 calls, each with a WebRTC member of its own, G.711", "webrtc:50", [_UNHEARD, _core(1.0)]),
     (
         "100 calls, while 40 others begin each second",
         "starting:100",
-        [Figure("{} unheard", _unheard, 0, digits=0), _PAUSES],
+        [_UNHEARD, _PAUSES],
     ),
     (
         "10 minutes of speech, 100 calls",
