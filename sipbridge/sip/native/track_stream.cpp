@@ -201,6 +201,10 @@ void TrackStream::decode(const char* data, size_t size) {
   }
   counts_.payload_type = rtp.payload_type;
   if (rtp.size == 0) return;
+  if (ready_.size() - ready_at_ + packet_samples_ > kMostFrames * frame_samples_) {
+    ++counts_.overflow;  // as others of its length would be; decoding them would only keep the clock from its work
+    return;
+  }
   if (format_ && format != format_) format->codec->reset();
   format_ = format;
   const size_t count = format->codec->decode(rtp.payload, rtp.size, decoded_.data());

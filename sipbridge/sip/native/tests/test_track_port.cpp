@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <random>
 #include <stdexcept>
 #include <thread>
@@ -73,6 +74,7 @@ class Plain : public AudioCodec {
     payload += char(samples[0]);
   }
   size_t decode(const uint8_t* payload, size_t size, int16_t* samples) override {
+    ++decoded_;
     if (size % 2 || size > 12) return 0;
     for (size_t i = 0; i < size / 2; ++i) {
       std::fill_n(samples + i * kFrame, kFrame, int16_t(payload[2 * i] << 8 | payload[2 * i + 1]));
@@ -87,7 +89,7 @@ class Plain : public AudioCodec {
 
   bool silent_ = false;
   double expected_ = -1;
-  int resets_ = 0;
+  int resets_ = 0, decoded_ = 0;
 
  private:
   const bool conceals_;
@@ -353,6 +355,17 @@ void nothingGrowsWithoutEnd() {
   }
   CHECK(other.heard().size() <= 20);
   CHECK(other.stats().overflow > 100);
+}
+
+// Decoding takes the clock's time, which is everybody's.
+void whatNobodyCouldHearIsNotDecoded() {
+  Track track;
+  for (uint16_t i = 0; i < 200; ++i) track.takes(i, 1);
+  CHECK(track.heard().size() == 20);
+  CHECK(track.codec->decoded_ == 20);
+  CHECK(track.stats().overflow == 180);
+  track.takes(200, 2);
+  CHECK(track.heard() == Values{2});
 }
 
 // Packets of other lengths than ours.
@@ -661,6 +674,150 @@ void whatIsNoneIsRefused() {
   CHECK(house.clock.stats().legs == 0);
 }
 
+// What comes of a far side that is broken, or means harm. RTP and RTCP of ours, of formats that were never agreed on and
+// of sources that nobody knows, whose numbers and times leap; half of it with octets changed or cut off, and lengths that
+// lie. The same in each run.
+class Nonsense {
+ public:
+  std::string next() {
+    std::string packet = chance(3) ? reports() : audio();
+    if (chance(2)) spoil(packet);
+    return packet;
+  }
+
+ private:
+  bool chance(unsigned of) { return random_() % of == 0; }
+  std::string octets(size_t count) {
+    std::string made(count, '\0');
+    for (char& octet : made) octet = char(random_());
+    return made;
+  }
+
+  std::string audio() {
+    Rtp rtp;
+    rtp.payload_type = chance(4) ? int(random_() % 128) : kPayloadType;
+    rtp.sequence = sequence_ = uint16_t(chance(10) ? random_() : sequence_ + 1 + random_() % 3);
+    rtp.timestamp = timestamp_ = uint32_t(chance(10) ? random_() : timestamp_ + 960);
+    rtp.ssrc = chance(20) ? uint32_t(random_()) : 7;
+    constexpr size_t kSizes[] = {0, 1, 2, 80, 160, 1900};
+    rtp.payload = octets(kSizes[random_() % std::size(kSizes)]);
+    if (chance(4)) rtp.csrcs = int(random_() % 16);
+    if (chance(4)) rtp.extension_words = int(random_() % 6);
+    if (chance(4)) rtp.padding = int(random_() % 256);
+    return rtp.packet();
+  }
+
+  std::string reports() {
+    constexpr uint8_t kTypes[] = {200, 201, 202, 203, 204, 205, 205, 205, 206, 207};
+    constexpr uint32_t kSources[] = {5, 7, 99};
+    std::string packets;
+    for (size_t i = random_() % 3 + 1; i > 0; --i) {
+      const uint8_t type = kTypes[random_() % std::size(kTypes)];
+      const size_t words = type == 205 && chance(4) ? 400 : random_() % 20;  // requests for a hundred packets each
+      std::string packet = {char(0x80 | (chance(2) ? 1 : random_() % 32)), char(type), char(words >> 8), char(words)};
+      packet += octets(4 * words);
+      for (size_t at = 4; at + 4 <= packet.size() && at <= 32; at += 4) {  // where sources stand
+        if (chance(2)) packet.replace(at, 4, {0, 0, 0, char(kSources[random_() % std::size(kSources)])});
+      }
+      packets += packet;
+    }
+    return packets;
+  }
+
+  void spoil(std::string& packet) {
+    switch (random_() % 6) {
+      case 0:
+        packet.resize(random_() % (packet.size() + 1));
+        break;
+      case 1:
+        packet += octets(random_() % 40);
+        break;
+      case 2:
+        packet[0] = char(packet[0] | 0x3f);  // CSRCs, an extension and padding, or blocks, that are not there
+        break;
+      case 3:
+        packet[2] = char(random_()), packet[3] = char(random_());  // the length of reports
+        break;
+      default:
+        for (int i = 0; i < 4; ++i) packet[random_() % std::min<size_t>(packet.size(), 40)] = char(random_());
+    }
+  }
+
+  std::mt19937 random_{6};
+  uint16_t sequence_ = 0;
+  uint32_t timestamp_ = 0;
+};
+
+void nonsenseHarmsNobodyElse() {
+  House house;
+  TrackSettings settings;
+  settings.rate_hz = 16000;
+  settings.receives = {{kPayloadType, "opus"}, {0, "PCMU"}, {9, "G722"}};
+  settings.sends = {kPayloadType, "opus"};
+  settings.ssrc = 5;
+  settings.nack = true;
+  TrackPort bad(house.clock, house.bank, house.outbox, settings), worse(house.clock, house.bank, house.outbox, settings);
+  std::unique_ptr<TrackPort> good(house.make("PCMU", 8000, 1)), hearer(house.make("PCMU", 8000, 2));
+  const auto pass = [&](TrackPort& from, TrackPort& to, std::vector<int32_t>& whole) {
+    whole.insert(whole.end(), {from.id(), to.id(), PortBank::kHeard});
+  };
+  std::vector<int32_t> whole;
+  pass(*good, *hearer, whole);
+  pass(*hearer, *good, whole);
+  pass(bad, worse, whole);
+  pass(worse, bad, whole);
+  house.bank.layout(nullptr, 0, nullptr, 0, whole.data(), unsigned(whole.size()));
+
+  const auto takes = [](TrackPort& port, const std::string& packet) {
+    port.received(reinterpret_cast<const uint8_t*>(packet.data()), packet.size());
+  };
+  Nonsense nonsense;
+  std::mt19937 random(7);
+  Rtp rtp;
+  std::string said, heard;
+  for (int frame = 0; frame < 150; ++frame) {
+    rtp.payload.clear();
+    for (size_t i = 0; i < kFrame; ++i) rtp.payload += char(random() | 0x80);  // but for minus zero
+    if (frame >= 4) said += rtp.payload;
+    takes(*good, rtp.packet());
+    ++rtp.sequence;
+    rtp.timestamp += 160;
+    for (int i = 0; i < 40; ++i) {
+      takes(bad, nonsense.next());
+      takes(worse, nonsense.next());
+    }
+    for (const std::string& sent : house.frame(hearer->id())) heard += sent.substr(12);
+  }
+  const size_t start = heard.find(said.substr(0, 400));
+  CHECK(start != std::string::npos);
+  CHECK(heard.size() - start >= said.size() - 2 * kFrame);
+  CHECK(said.compare(0, heard.size() - start, heard, start, std::string::npos) == 0);
+  CHECK(house.outbox.dropped() == 0);
+
+  const TrackStats stats = bad.trackStats();
+  CHECK(stats.malformed > 500 && stats.ignored > 100 && stats.received > 500);
+  CHECK(stats.resent > 0 && stats.resent <= 3 * stats.sent);
+
+  // one that comes to its senses is heard
+  const auto encoder = makeAudioCodec("opus", 16000, {}), decoder = makeAudioCodec("opus", 16000, {});
+  const Samples spoken = tone(16000, 1);
+  Samples decoded(16000 / 1000 * AudioCodec::kMaxPacketMs), came;
+  Rtp sane;
+  sane.ssrc = 1234;
+  for (size_t at = 0; at + 320 <= spoken.size(); at += 320) {
+    sane.payload.clear();
+    encoder->encode(spoken.data() + at, sane.payload);
+    takes(bad, sane.packet());
+    ++sane.sequence;
+    sane.timestamp += 960;
+    for (const std::string& sent : house.frame(worse.id())) {
+      const size_t count = decoder->decode(reinterpret_cast<const uint8_t*>(sent.data()) + 12, sent.size() - 12, decoded.data());
+      came.insert(came.end(), decoded.begin(), decoded.begin() + std::ptrdiff_t(count));
+    }
+  }
+  CHECK(loudness(came, came.size() / 2) > 5000);
+}
+
 // For the thread sanitizer: the clock, the network, one that asks and one that closes.
 void threadsMeet() {
   House house;
@@ -703,6 +860,7 @@ int main() {
   whatIsBrokenIsCounted();
   anotherSourceTakesOver();
   nothingGrowsWithoutEnd();
+  whatNobodyCouldHearIsNotDecoded();
   framesArePutTogether();
   reportsTellOfTheLine();
   oneThatOnlyHearsReportsToo();
@@ -714,6 +872,7 @@ int main() {
   garbageDoesNoHarmToACodec();
   opusNeedNotSendSilence();
   whatIsNoneIsRefused();
+  nonsenseHarmsNobodyElse();
   threadsMeet();
   return checkResult();
 }
