@@ -87,6 +87,7 @@ class FakeSession:
         self.detail = ""
         self.lost_at = 0.0
         self.refreshed_token = ""
+        self.regions: tuple[str, ...] = ()
         self.is_let_in = False
         self.others: set[str] = set()
         self.tracks: list[FakeTrack] = []

@@ -22,7 +22,7 @@ With one track and one rate everything is handed on natively. Everything here li
 import asyncio
 import dataclasses
 import json
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -42,7 +42,7 @@ from sipbridge.rtc.base import (
     RtcContext,
     RtcListener,
 )
-from sipbridge.rtc.livekit import packets
+from sipbridge.rtc.livekit import packets, regions
 from sipbridge.rtc.livekit.packets import (
     APPLICATION_ERROR,
     UNSUPPORTED_METHOD,
@@ -61,11 +61,21 @@ from sipbridge.rtc.token_server import TokenError
 from sipbridge.rtc.webrtc.peer import AudioTrack
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0  # between attempts to rejoin
+_LEAST_S = 2.0  # of the time to join that an address gets when there are others
 _MAX_KEYS = 64  # of one request
 _ANSWER_S = 0.2  # that the answer to a request for the end has to get out
 
 
 _closing: set[asyncio.Task[None]] = set()  # memberships whose audio still fades
+
+
+class _ElsewhereError(RtcError):
+    """The room may be joined at another address."""
+
+
+def _failed(detail: str, kind: EndKind = EndKind.CHANNEL_FAILED, code: int = 0) -> EndReason:
+    """Why a room could not be joined."""
+    return EndReason(kind, f"LiveKit: {detail}", Party.CHANNEL, code)
 
 
 class LiveKitConnection(RtcConnection):
@@ -162,60 +172,91 @@ class LiveKitConnection(RtcConnection):
             self._log.exception("a fault in the handling of this room")
             self._finish(EndReason(EndKind.ERROR, f"internal error: {error}"), joined)
 
-    async def _open(self, refreshed_token: str = "") -> Session:
-        """A membership that is joined; RtcError."""
+    async def _open(self, refreshed_token: str = "", named: Sequence[str] = ()) -> Session:
+        """A membership that is joined; `named` are addresses where the server wants us. RtcError."""
         config = self._config
+        until = asyncio.get_running_loop().time() + config.connect_timeout_s
         self._told = self._shown()
         attributes = {
             **self._participant.attributes,
             **{key: text for key, text in self._told.items() if text},
         }
         participant = dataclasses.replace(self._participant, attributes=attributes)
+        try:
+            async with asyncio.timeout_at(until):
+                if refreshed_token:
+                    entry = Entry(config.url, refreshed_token)
+                else:
+                    entry = await obtain(config, self._room, participant)
+        except TokenError as error:
+            raise RtcError(_failed(str(error))) from error
+        except TimeoutError as error:
+            detail = f"there is no token within {config.connect_timeout_s:g} s"
+            raise RtcError(_failed(detail, EndKind.UNAVAILABLE, 503)) from error
+        regions.learn(entry)
+        return await self._open_somewhere(entry, named, until)
+
+    async def _open_somewhere(self, entry: Entry, named: Sequence[str], until: float) -> Session:
+        """At the first address that can be reached: a named one, the usual one, that of a region. RtcError.
+
+        A server that refuses has the last word, for all of a project refuse alike.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = list(dict.fromkeys([*named, entry.url]))
+        tried: set[str] = set()
+        has_regions = regions.is_cloud(entry.url)  # that have not been looked at
+        while True:
+            url = waiting.pop(0)
+            tried.add(url)
+            try:
+                return await self._open_at(Entry(url, entry.token), until, not waiting and not has_regions)
+            except _ElsewhereError as error:
+                if not waiting and has_regions:
+                    has_regions = False
+                    found = await regions.find(entry, max(0.0, until - loop.time()))
+                    waiting = [url for url in dict.fromkeys(found) if url not in tried]
+                if not waiting or loop.time() >= until:
+                    raise
+                self._log.warning("another address is tried", url=waiting[0], reason=error.reason.detail)
+
+    async def _open_at(self, entry: Entry, until: float, is_last: bool) -> Session:
+        """At this address, for all the time that is left or a part of it; RtcError."""
+        limit_s = until - asyncio.get_running_loop().time()
+        if not is_last:
+            limit_s = min(limit_s, max(limit_s / 2, _LEAST_S))
         session = Session(
             self,
             self.context.config.webrtc,
             self.context.remotes,
             self._join.call_id,
-            resume_s=config.reconnect_s,
+            resume_s=self._config.reconnect_s,
         )
         try:
-            async with asyncio.timeout(config.connect_timeout_s):
-                if refreshed_token:
-                    entry = Entry(config.url, refreshed_token)
-                else:
-                    entry = await obtain(config, self._room, participant)
-                await session.join(entry, config.connect_timeout_s)
+            async with asyncio.timeout(limit_s):
+                await session.join(entry, limit_s)
         except BaseException as error:
             await session.close()
-            reason = self._why(error, session)
-            if reason is None:
-                raise
-            raise RtcError(reason) from error
+            match error:
+                case UnreachableError():
+                    detail = f"{entry.url} cannot be reached: {error}"
+                    raise _ElsewhereError(_failed(detail, EndKind.UNAVAILABLE, 503)) from error
+                case TimeoutError() if session.is_let_in:
+                    detail = f"no media connection (ICE or DTLS) within {limit_s:.3g} s"
+                    raise _ElsewhereError(_failed(detail, code=504)) from error
+                case TimeoutError():
+                    detail = f"{entry.url} does not answer within {limit_s:.3g} s"
+                    raise _ElsewhereError(_failed(detail, EndKind.UNAVAILABLE, 503)) from error
+                case NoMediaError():
+                    raise _ElsewhereError(_failed(str(error), code=504)) from error
+                case RefusedError() if error.status == 404:
+                    raise RtcError(_failed(str(error), EndKind.NOT_FOUND)) from error
+                case RefusedError():
+                    raise RtcError(_failed(str(error))) from error
+                case RtcError() if error.reason.by is not Party.CHANNEL:
+                    raise RtcError(_failed(str(error))) from error
+                case _:
+                    raise
         return session
-
-    def _why(self, error: BaseException, session: Session) -> EndReason | None:
-        """Why a room could not be joined; None: that is no matter of LiveKit's."""
-        kind, code = EndKind.CHANNEL_FAILED, 0
-        detail = str(error)
-        match error:
-            case UnreachableError():
-                kind, code = EndKind.UNAVAILABLE, 503
-                detail = f"{self._config.url} cannot be reached: {error}"
-            case TimeoutError() if session.is_let_in:
-                code = 504
-                detail = f"no media connection (ICE or DTLS) within {self._config.connect_timeout_s:g} s"
-            case TimeoutError():
-                kind, code = EndKind.UNAVAILABLE, 503
-                detail = f"{self._config.url} does not answer within {self._config.connect_timeout_s:g} s"
-            case NoMediaError():
-                code = 504
-            case RefusedError() if error.status == 404:
-                kind = EndKind.NOT_FOUND
-            case RefusedError() | TokenError() | RtcError():
-                pass
-            case _:
-                return None
-        return EndReason(kind, f"LiveKit: {detail}", Party.CHANNEL, code)
 
     async def _reopen(self, lost: Session) -> Session:
         """The same room, with the same identity, for a while. RtcError."""
@@ -228,7 +269,7 @@ class LiveKitConnection(RtcConnection):
         while (left_s := until - loop.time()) > 0:
             try:
                 async with asyncio.timeout(left_s):
-                    session = await self._open(token)
+                    session = await self._open(token, lost.regions)
             except TimeoutError:
                 break
             except RtcError as error:

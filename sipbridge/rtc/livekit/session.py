@@ -44,9 +44,10 @@ from livekit.protocol.rtc import (
 from pydantic import SecretStr, ValidationError
 
 from sipbridge.config import IceServerConfig, WebRtcConfig
-from sipbridge.errors import EndKind, EndReason, Party
+from sipbridge.errors import EndKind, EndReason, Party, RtcError
 from sipbridge.log import get_logger
 from sipbridge.media.remote import RemotePorts, TrackPort
+from sipbridge.rtc.livekit.regions import urls_of
 from sipbridge.rtc.livekit.signal import RefusedError, Signal, UnreachableError, name_of
 from sipbridge.rtc.livekit.token import Entry
 from sipbridge.rtc.webrtc.peer import AudioTrack, Channel, Peer, PeerState
@@ -158,6 +159,7 @@ class Session:
         self.detail = ""  # why it was lost,
         self.lost_at = 0.0  # and when, by the loop's clock
         self.refreshed_token = ""  # that the server gave in place of ours
+        self.regions: tuple[str, ...] = ()  # addresses where it wants us when we come again, best first
         self._listener = listener
         self._webrtc = webrtc
         self._remotes = remotes
@@ -207,7 +209,8 @@ class Session:
     async def join(self, entry: Entry, timeout_s: float) -> None:
         """Audio can flow when it returns.
 
-        UnreachableError, RefusedError, MediaError; the caller keeps the time as well.
+        UnreachableError, RefusedError, MediaError, RtcError where the server has ended it already; the caller
+        keeps the time as well.
         """
         self._entry, self._timeout_s = entry, timeout_s
         join = await self._signal.open(entry, timeout_s)
@@ -225,7 +228,8 @@ class Session:
             self._take_participant(info)
         await self._connected.wait()
         if self.ended.done():
-            raise MediaError(self.detail or "ended while it was joined")
+            end = self.ended.result()
+            raise MediaError(self.detail) if end is None else RtcError(end)
 
     async def _say_what_waits(self) -> None:
         await self._reliable.opened.wait()
@@ -469,6 +473,7 @@ class Session:
     def _take_leave(self, leave: LeaveRequest) -> None:
         end = end_of(leave)
         if end is None:
+            self.regions = urls_of(leave.regions)
             self._lose(f"the server asks us to come again: {name_of(leave)}")
         elif not self.ended.done():
             self.detail = end.detail

@@ -113,6 +113,8 @@ class Signal:
                 raise UnreachableError("closed")
         first = await self._first
         if first.WhichOneof("message") == "leave":
+            if first.leave.action != LeaveRequest.Action.DISCONNECT and not request.reconnect:
+                raise UnreachableError(f"the server asks us to come again: {name_of(first.leave)}")
             raise RefusedError(f"the server sends us away: {name_of(first.leave)}")
         if self._closed and first.WhichOneof("message") in ("join", "reconnect"):
             raise UnreachableError("the connection was lost as soon as the server had let us in")

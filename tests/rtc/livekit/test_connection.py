@@ -16,9 +16,10 @@ from sipbridge.config import Config, LiveKitConfig, RuleConfig, TrunkConfig
 from sipbridge.errors import EndKind, EndReason, Party, RtcError
 from sipbridge.media.tones import Tone
 from sipbridge.rtc.base import JoinRequest, ParticipantWish, RtcContext
-from sipbridge.rtc.livekit import connection
+from sipbridge.rtc.livekit import connection, regions
 from sipbridge.rtc.livekit.session import MediaError
 from sipbridge.rtc.livekit.signal import RefusedError, UnreachableError
+from sipbridge.rtc.livekit.token import Entry
 from tests.support import audio, fake_livekit
 from tests.support.event_loop import in_event_loop, pass_time, settle
 from tests.support.fake_bank import FakeMedia
@@ -26,6 +27,7 @@ from tests.support.fake_livekit import FakeSession
 from tests.support.fake_rtc import HUNG_UP, FakeCall, make_context
 
 PHONE_HZ = 700.0
+DELETED = EndReason(EndKind.CHANNEL_CLOSED, "LiveKit: the room was deleted", Party.CHANNEL)
 
 
 @pytest.fixture
@@ -374,6 +376,8 @@ async def test_what_is_not_allowed(media: FakeMedia) -> None:
         (MediaError("ICE failed"), EndKind.CHANNEL_FAILED, 504, "ICE failed"),
         (RefusedError("401 invalid token", 401), EndKind.CHANNEL_FAILED, 502, "401 invalid token"),
         (RefusedError("404 no such room", 404), EndKind.NOT_FOUND, 404, "404 no such room"),
+        (RtcError(DELETED), EndKind.CHANNEL_CLOSED, 480, "LiveKit: the room was deleted"),
+        (RtcError(EndReason(EndKind.ERROR, "no SDP")), EndKind.CHANNEL_FAILED, 502, "LiveKit: no SDP"),
     ],
 )
 @in_event_loop
@@ -411,10 +415,9 @@ async def test_no_way_for_audio(media: FakeMedia) -> None:
 async def test_the_server_ends_it(media: FakeMedia) -> None:
     """No other membership is tried."""
     async with joined(media) as (call, session):
-        reason = EndReason(EndKind.CHANNEL_CLOSED, "LiveKit: the room was deleted", Party.CHANNEL)
-        session.ended.set_result(reason)
+        session.ended.set_result(DELETED)
         await settle()
-        assert call.told == [("closed", reason)]
+        assert call.told == [("closed", DELETED)]
         await pass_time(60)
         assert len(FakeSession.made) == 1
 
@@ -427,6 +430,109 @@ async def test_who_is_there_is_told(media: FakeMedia) -> None:
         session.go("a")
         session.go("b")
         assert call.told == [("joined", "a"), ("joined", "b"), ("left", "a", 1), ("left", "b", 0)]
+
+
+# ---------------------------------------------------------------- other addresses
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses of LiveKit Cloud's regions, as a test says them."""
+    found: list[str] = []
+
+    async def find(entry: Entry, timeout_s: float) -> tuple[str, ...]:
+        return tuple(found)
+
+    monkeypatch.setattr(regions, "is_cloud", lambda url: True)
+    monkeypatch.setattr(regions, "learn", lambda entry: None)
+    monkeypatch.setattr(regions, "find", find)
+    return found
+
+
+def addresses() -> list[str]:
+    """Where it was tried to join."""
+    return [session.entry.url for session in FakeSession.made]
+
+
+HOME = fake_livekit.SERVER["url"]
+
+
+@pytest.mark.parametrize("failure", [UnreachableError("refused"), MediaError("ICE failed"), TimeoutError()])
+@in_event_loop
+async def test_the_next_region(media: FakeMedia, cloud: list[str], failure: BaseException) -> None:
+    """Where one cannot be reached; the call is where it could be."""
+    cloud += ["https://one", HOME, "https://two", "https://three"]
+    FakeSession.failures = [failure, UnreachableError("refused")]
+    async with joined(media) as (call, session):
+        assert addresses() == [HOME, "https://one", "https://two"]
+        assert len({one.entry.token for one in FakeSession.made}) == 1
+        assert [one.is_closed for one in FakeSession.made] == [True, True, False]
+        session.speak(500)
+        media.run(40)
+        call.phone.forget()
+        media.run_s(0.3)
+        assert audio.find_tone(call.phone.heard, 8000) == pytest.approx(500, abs=3)
+
+
+@in_event_loop
+async def test_regions_that_are_slow(media: FakeMedia, cloud: list[str]) -> None:
+    """Share the time that there is to join; the last one's reason is that of the call."""
+    cloud += ["https://one", "https://two", "https://three"]
+    FakeSession.may_join = asyncio.Event()
+    call = Call(media, make_context(media, fake_livekit.config(connect_timeout_s=8)))
+    connecting = asyncio.ensure_future(call.connect())
+    await settle()
+    for seconds, urls in ((3.9, [HOME]), (0.2, [HOME, "https://one"]), (2.1, [HOME, *cloud[:2]])):
+        await pass_time(seconds)
+        assert addresses() == urls
+    assert not connecting.done()
+    await pass_time(2)
+    with pytest.raises(RtcError, match="no media connection") as caught:
+        await connecting
+    assert caught.value.reason.code == 504
+    assert addresses() == [HOME, *cloud[:2]]
+    assert all(one.is_closed for one in FakeSession.made)
+    await call.close()
+
+
+@pytest.mark.parametrize("status", [401, 404])
+@in_event_loop
+async def test_a_region_that_refuses_has_the_last_word(
+    media: FakeMedia, cloud: list[str], status: int
+) -> None:
+    cloud += ["https://one", "https://two"]
+    FakeSession.failures = [UnreachableError("refused"), RefusedError(f"{status} no", status)]
+    call = Call(media, make_context(media, fake_livekit.config()))
+    with pytest.raises(RtcError, match=f"{status} no"):
+        await call.connect()
+    assert addresses() == [HOME, "https://one"]
+    await call.close()
+
+
+@in_event_loop
+async def test_no_region_can_be_reached(media: FakeMedia, cloud: list[str]) -> None:
+    """Each was tried once."""
+    cloud += ["https://one", "https://one"]
+    FakeSession.failures = [UnreachableError("refused"), UnreachableError("not there either")]
+    call = Call(media, make_context(media, fake_livekit.config()))
+    with pytest.raises(RtcError, match="https://one cannot be reached: not there either") as caught:
+        await call.connect()
+    assert (caught.value.reason.kind, caught.value.reason.code) == (EndKind.UNAVAILABLE, 503)
+    assert addresses() == [HOME, "https://one"]
+    await call.close()
+
+
+@in_event_loop
+async def test_where_the_server_sends_us(media: FakeMedia) -> None:
+    """First there, then where we have always been; also a server of one's own may say it."""
+    async with joined(media) as (call, session):
+        session.regions = ("https://one", "https://two")
+        FakeSession.failures = [UnreachableError("refused")] * 2
+        session.lose("the server asks us to come again: MIGRATION")
+        await settle()
+        assert addresses() == [HOME, "https://one", "https://two", HOME]
+        assert claims(FakeSession.made[-1]).identity == claims(session).identity
+        assert call.told == []
 
 
 # ---------------------------------------------------------------- lost, and joined again

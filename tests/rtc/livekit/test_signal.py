@@ -276,6 +276,23 @@ def test_a_server_that_does_not_begin_with_join(
     asyncio.run(main())
 
 
+def test_a_server_that_sends_everybody_away() -> None:
+    """It is one that may be asked again, or whose neighbour may."""
+    leave = LeaveRequest(
+        reason=DisconnectReason.SERVER_SHUTDOWN, action=LeaveRequest.Action.RECONNECT, can_reconnect=True
+    )
+
+    async def talk(connection: ServerConnection) -> None:
+        await connection.send(SignalResponse(leave=leave).SerializeToString())
+
+    async def main() -> None:
+        async with server(talk) as entry:
+            with pytest.raises(UnreachableError, match="come again: SERVER_SHUTDOWN"):
+                await Signal(Told()).open(entry, 5)
+
+    asyncio.run(main())
+
+
 def test_nobody_there_and_an_end_without_a_word() -> None:
     async def talk(connection: ServerConnection) -> None:
         connection.transport.abort()
