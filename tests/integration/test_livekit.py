@@ -278,6 +278,25 @@ def test_keys_go_both_ways(bridge: Server, join: Any, call: MakeCall, room: str)
     assert [digit.digit for digit in party.rtp.wait_digits("9*D")] == list("9*D")
 
 
+def test_who_speaks_is_told(bridge: Server, join: Any, call: MakeCall, room: str) -> None:
+    """To the call, and who falls silent; the server has made it out of what it hears."""
+    ann, bob = join(room, hz=FAR_HZ), join(room, "bob", 900)
+    party = call(room, server=bridge.sip_address)
+    call_id = bridge.call_of(party.caller)["id"]
+
+    def speakers() -> dict[str, float]:
+        told = bridge.events("call.channel", call_id=call_id, kind="speakers")
+        return dict(told[-1]["data"]) if told else {}
+
+    wait_until(lambda: {"ann", "bob"} <= speakers().keys(), 10.0, "both are heard")
+    assert all(0 < level <= 1 for level in speakers().values())
+    ann.fall_silent()
+    wait_until(lambda: "ann" not in speakers(), 10.0, "one is not any more")
+    assert "bob" in speakers()
+    bob.leave()
+    wait_until(lambda: not speakers(), 10.0, "none is")
+
+
 def test_messages_become_events_of_the_call(bridge: Server, join: Any, call: MakeCall, room: str) -> None:
     """Texts, data and transcriptions, with their topics."""
     ann = join(room)

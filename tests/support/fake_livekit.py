@@ -88,6 +88,7 @@ class FakeSession:
         self.lost_at = 0.0
         self.refreshed_token = ""
         self.regions: tuple[str, ...] = ()
+        self.speakers: dict[str, float] = {}
         self.is_let_in = False
         self.others: set[str] = set()
         self.tracks: list[FakeTrack] = []
@@ -111,6 +112,10 @@ class FakeSession:
     def go(self, identity: str) -> None:
         self.others.discard(identity)
         self.listener.participant_left(identity)
+
+    def raise_voices(self, **levels: float) -> None:
+        self.speakers = dict(levels)
+        self.listener.speakers_changed()
 
     def speak(self, hz: float) -> FakeTrack:
         track = FakeTrack(self.media, hz)

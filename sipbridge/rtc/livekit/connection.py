@@ -97,6 +97,7 @@ class LiveKitConnection(RtcConnection):
         self._told: dict[str, str] = {}  # of it, to the room
         self._attributes: Mapping[str, str] = {}  # of the call, as the room has them
         self._present: set[str] = set()  # identities of others, as the call was told
+        self._speakers: dict[str, float] = {}  # and who speaks
         self._session: Session | None = None  # the one that is joined
         self._joined: asyncio.Future[None] | None = None  # done when it has been, or never will be
         self._track_came = asyncio.Event()  # of somebody else, or closed
@@ -309,6 +310,7 @@ class LiveKitConnection(RtcConnection):
         self._session = session
         for identity in self._present - session.others:
             self._leave(identity)
+        self.speakers_changed()
         self._show()
         if self._status == "held":
             session.mute(True)
@@ -376,6 +378,7 @@ class LiveKitConnection(RtcConnection):
         """Ends a membership: the room is told at once, the rest goes when its audio is heard no more."""
         session.leave(reason)
         self._session = None
+        self.speakers_changed()
         ports = [*self._heard.values(), *([self._out] if self._out is not None else [])]
         self._heard.clear()
         self._out = None
@@ -410,6 +413,12 @@ class LiveKitConnection(RtcConnection):
         if not self._closed and identity in self._present:
             self._present.remove(identity)
             self._listener.participant_left(identity, len(self._present))
+
+    def speakers_changed(self) -> None:
+        speakers = dict(self._session.speakers) if self._session is not None else {}
+        if speakers != self._speakers and not self._closed:
+            self._speakers = speakers
+            self._listener.noticed("speakers", "", speakers)
 
     def published(self) -> None:
         self._follow_port()

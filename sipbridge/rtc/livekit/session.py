@@ -37,6 +37,7 @@ from livekit.protocol.rtc import (
     SessionDescription,
     SignalRequest,
     SignalResponse,
+    SpeakersChanged,
     TrickleRequest,
     UpdateParticipantMetadata,
     UpdateSubscription,
@@ -74,6 +75,10 @@ class SessionListener(Protocol):
     def participant_left(self, identity: str) -> None: ...
     def attributes_changed(self, attributes: Mapping[str, str]) -> None:
         """Of the call itself, as the room has them now; whoever may can set them there."""
+        ...
+
+    def speakers_changed(self) -> None:
+        """Others may speak now than before, or louder."""
         ...
 
     def packet(self, data: bytes) -> None:
@@ -160,6 +165,7 @@ class Session:
         self.lost_at = 0.0  # and when, by the loop's clock
         self.refreshed_token = ""  # that the server gave in place of ours
         self.regions: tuple[str, ...] = ()  # addresses where it wants us when we come again, best first
+        self.speakers: dict[str, float] = {}  # identities of those who speak, and how loud, 0 to 1
         self._listener = listener
         self._webrtc = webrtc
         self._remotes = remotes
@@ -169,7 +175,7 @@ class Session:
         self._entry: Entry
         self._timeout_s = 0.0
         self._closed = False
-        self._sid = ""
+        self._sid = self._identity = ""
         self._others: dict[str, _Other] = {}  # by identity
         self._peer: Peer | None = None
         self._is_offered = False  # and not answered yet
@@ -214,7 +220,7 @@ class Session:
         """
         self._entry, self._timeout_s = entry, timeout_s
         join = await self._signal.open(entry, timeout_s)
-        self._sid = join.participant.sid
+        self._sid, self._identity = join.participant.sid, join.participant.identity
         servers = [*self._webrtc.ice_servers, *_ice_servers(join)]
         self._peer = Peer(self._webrtc, self._remotes, self, ice_servers=servers)
         self._reliable = self._peer.open_channel(_RELIABLE)
@@ -395,6 +401,8 @@ class Session:
                     self._track_sid = message.track_published.track.sid
                     if self._is_muted:
                         self.mute(True)
+                case "speakers_changed":
+                    self._take_speakers(message.speakers_changed)
                 case "refresh_token":
                     self.refreshed_token = message.refresh_token
                 case "leave":
@@ -450,6 +458,7 @@ class Session:
             if known is not None and known.sid == info.sid:
                 del self._others[info.identity]
                 self._see_heard()
+                self._silence(info.identity)
                 self._listener.participant_left(info.identity)
             return
         if known is None or known.sid != info.sid:
@@ -458,12 +467,31 @@ class Session:
                 self._listener.participant_joined(info.identity)
         self._subscribe(info)
 
+    def _take_speakers(self, changed: SpeakersChanged) -> None:
+        """Those are named whose level is another one, or who have fallen silent."""
+        identities = {other.sid: identity for identity, other in self._others.items()}
+        identities[self._sid] = self._identity
+        for speaker in changed.speakers:
+            identity = identities.get(speaker.sid)
+            if identity is not None and speaker.active:
+                self.speakers[identity] = round(speaker.level, 3)
+            elif identity is not None:
+                self.speakers.pop(identity, None)
+        self._listener.speakers_changed()
+
+    def _silence(self, identity: str) -> None:
+        """The server does not say it of somebody who has no track any more."""
+        if self.speakers.pop(identity, None) is not None:
+            self._listener.speakers_changed()
+
     def _subscribe(self, info: ParticipantInfo) -> None:
         """Audio alone: nobody looks at a video here."""
         other = self._others[info.identity]
         audio = {track.sid for track in info.tracks if track.type == TrackType.AUDIO}
         new = sorted(audio - other.subscribed)
         other.subscribed = audio
+        if not audio:
+            self._silence(info.identity)
         if new:
             tracks = [ParticipantTracks(participant_sid=info.sid, track_sids=new)]
             wanted = UpdateSubscription(track_sids=new, subscribe=True, participant_tracks=tracks)

@@ -432,6 +432,25 @@ async def test_who_is_there_is_told(media: FakeMedia) -> None:
         assert call.told == [("joined", "a"), ("joined", "b"), ("left", "a", 1), ("left", "b", 0)]
 
 
+@in_event_loop
+async def test_who_speaks_is_told(media: FakeMedia) -> None:
+    """When that has changed; nobody speaks in a room that is lost."""
+    async with joined(media) as (call, session):
+        session.come("ann")
+        call.told.clear()
+        session.raise_voices(ann=0.5, me=0.25)
+        session.raise_voices(me=0.25, ann=0.5)
+        session.raise_voices(me=0.25)
+        session.lose()
+        await settle()
+        media.run(8)
+        await settle()
+        FakeSession.made[-1].raise_voices(me=1.0)
+        speakers: list[dict[str, float]] = [{"ann": 0.5, "me": 0.25}, {"me": 0.25}, {}, {"me": 1.0}]
+        told = [("noticed", "speakers", "", levels) for levels in speakers]
+        assert [one for one in call.told if one[0] == "noticed"] == told
+
+
 # ---------------------------------------------------------------- other addresses
 
 

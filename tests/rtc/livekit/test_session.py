@@ -6,13 +6,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
-from livekit.protocol.models import DisconnectReason, ParticipantInfo
+from livekit.protocol.models import DisconnectReason, ParticipantInfo, SpeakerInfo
 from livekit.protocol.rtc import (
     JoinResponse,
     LeaveRequest,
+    ParticipantUpdate,
     RegionInfo,
     RegionSettings,
     SignalResponse,
+    SpeakersChanged,
 )
 from websockets.asyncio.server import ServerConnection, serve
 
@@ -105,6 +107,40 @@ def joining(
             return session, error
 
     return asyncio.run(main())
+
+
+def test_who_speaks_by_their_identities() -> None:
+    """Only what has changed is said, and not that somebody has left or has no track any more.
+
+    Whom nobody knows is nobody.
+    """
+
+    def says(*speakers: tuple[str, float, bool]) -> SignalResponse:
+        infos = [SpeakerInfo(sid=sid, level=level, active=active) for sid, level, active in speakers]
+        return SignalResponse(speakers_changed=SpeakersChanged(speakers=infos))
+
+    gone = ParticipantInfo(sid="PA_3", identity="eve", state=ParticipantInfo.State.DISCONNECTED)
+    silent = ParticipantInfo(sid="PA_2", identity="bob", state=ParticipantInfo.State.ACTIVE)
+    messages = [
+        says(("PA_1", 0.25, True), ("PA_3", 0.1, True), ("PA_9", 1.0, True)),
+        says(("PA_2", 0.5, True), ("PA_1", 0.0, False)),
+        SignalResponse(update=ParticipantUpdate(participants=[gone])),
+        says(("PA_2", 0.75, True), ("PA_9", 0.0, False)),
+        SignalResponse(update=ParticipantUpdate(participants=[silent])),
+    ]
+
+    async def work(listener: Listener) -> None:
+        while len(listener.speakers) < len(messages):
+            await asyncio.sleep(0.01)
+        assert listener.speakers == [
+            {"me": 0.25, "eve": 0.1},
+            {"bob": 0.5, "eve": 0.1},
+            {"bob": 0.5},
+            {"bob": 0.75},
+            {},
+        ]
+
+    joining(messages, work)
 
 
 def test_where_the_server_wants_us() -> None:
