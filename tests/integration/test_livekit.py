@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 from livekit import api
 from livekit.protocol.models import DisconnectReason, ParticipantInfo
+from livekit.protocol.rtc import LeaveRequest, RegionInfo, RegionSettings, SignalResponse
 
 from tests.conftest import MakeAgent, MakeCall, MakePeer, StartServer
-from tests.support import audio, livekit
+from tests.support import audio, livekit, livekit_proxy
 from tests.support.bits import has_stretch, send_speech
 from tests.support.codecs import G722, Codec, Opus, Pcma, Pcmu
 from tests.support.livekit import RATE_HZ, LiveKitServer, Participant, Relay, Sdk
+from tests.support.livekit_proxy import LiveKitProxy
 from tests.support.ports import free_port
 from tests.support.sdp import describe
 from tests.support.server import ROOT, Server
@@ -28,6 +30,9 @@ from tests.support.sip_agent import RefusedError
 from tests.support.waiting import wait_until
 
 PHONE_HZ, FAR_HZ = 700.0, 1100.0
+CONNECT_S = 3.0  # of the bridge whose signalling is altered
+COUNTED = ("calls", "streams", "ports", "descriptors", "threads")
+KEPT_S = 6.0  # that closed connections are kept
 TRUNK = {"name": "line", "allowed_addresses": ["127.0.0.1"], "codecs": ["opus", "G722", "PCMU", "PCMA"]}
 _rooms = itertools.count(1)
 
@@ -82,6 +87,22 @@ def bridge(livekit_server: LiveKitServer, tmp_path_factory: pytest.TempPathFacto
     (folder / "sounds").mkdir()
     table = {**livekit_server.table, "include_headers": "x"}
     with Server(folder, config(table)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def proxy(livekit_server: LiveKitServer) -> Iterator[LiveKitProxy]:
+    with LiveKitProxy(livekit_server) as standing_between:
+        yield standing_between
+
+
+@pytest.fixture(scope="module")
+def proxied(
+    livekit_server: LiveKitServer, proxy: LiveKitProxy, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A bridge whose signalling may be altered on its way."""
+    table = {**livekit_server.table, "url": proxy.url, "connect_timeout_s": CONNECT_S}
+    with Server(tmp_path_factory.mktemp("proxied"), config(table)) as server:
         yield server
 
 
@@ -422,6 +443,49 @@ def test_no_way_for_audio(tmp_path: Path, start_server: StartServer, agent: Make
     assert "media connection" in server.ended(phone.user).detail
 
 
+def test_media_connections_that_cannot_be_made(
+    proxy: LiveKitProxy,
+    proxied: Server,
+    join: Any,
+    call: MakeCall,
+    agent: MakeAgent,
+    rtp: MakePeer,
+    room: str,
+) -> None:
+    """As a certificate is not the one that was said (DTLS), or there are no addresses (ICE).
+
+    The caller is told in time, nothing is left of it, and the next call is well.
+    """
+    call(room, server=proxied.sip_address).hang_up()
+    proxied.wait_idle()
+    time.sleep(KEPT_S)
+    before = {kind: proxied.counters()[kind] for kind in COUNTED}
+    for alter in (
+        livekit_proxy.fingerprint_of_server,
+        livekit_proxy.fingerprint_of_client,
+        livekit_proxy.candidates,
+    ):
+        proxy.alter = alter
+        phone, at = agent(server=proxied.sip_address), time.monotonic()
+        with pytest.raises(RefusedError) as caught:
+            phone.call(room, rtp())
+        assert caught.value.status == 504
+        assert time.monotonic() - at < CONNECT_S + 2
+        ended = proxied.ended(phone.user)
+        assert (ended.kind, ended.by) == ("channel_failed", "channel")
+        assert "(ICE or DTLS)" in ended.detail
+    proxy.alter = livekit_proxy.nothing
+    join(room, hz=FAR_HZ)
+    party = call(room, server=proxied.sip_address)
+    hears(party, FAR_HZ)
+    party.hang_up()
+    wait_until(
+        lambda: all(proxied.counters()[kind] <= before[kind] for kind in COUNTED),
+        15.0,
+        f"no more than {before}",
+    )
+
+
 # ---------------------------------------------------------------- endings
 
 
@@ -530,6 +594,31 @@ def test_a_server_that_is_killed_and_started_again(
         for one in (ann, bob):
             one.leave()
         party.hang_up()
+
+
+def test_a_server_that_sends_us_elsewhere(
+    livekit_server: LiveKitServer, proxy: LiveKitProxy, proxied: Server, join: Any, call: MakeCall, room: str
+) -> None:
+    """The telephone stays up; the first address that the server has named is tried in vain."""
+    join(room, hz=FAR_HZ)
+    party = call(room, server=proxied.sip_address)
+    hears(party, FAR_HZ)
+    call_id = proxied.call_of(party.caller)["id"]
+    named = [RegionInfo(url=f"ws://127.0.0.1:{free_port()}"), RegionInfo(url=livekit_server.url)]
+    proxy.is_shut = True
+    try:
+        leave = LeaveRequest(
+            action=LeaveRequest.Action.RECONNECT,
+            reason=DisconnectReason.MIGRATION,
+            regions=RegionSettings(regions=named),
+        )
+        proxy.tell(SignalResponse(leave=leave))
+        proxied.wait_event("the room is joined again", call_id=call_id)
+    finally:
+        proxy.is_shut = False
+    party.rtp.listen(0.3)
+    hears(party, FAR_HZ)
+    assert proxied.events("call.ended", call_id=call_id) == []
 
 
 def test_a_server_that_does_not_come_back(
@@ -651,9 +740,8 @@ def test_rooms_joined_and_left_in_a_row(
     """Sockets, threads and calls are back where they were; so are the rooms."""
     call(f"room-leak-{next(_rooms)}", server=bridge.sip_address).hang_up()
     bridge.wait_idle()
-    time.sleep(6.0)  # that closed connections are kept
-    kinds = ("calls", "streams", "ports", "descriptors", "threads")
-    before = {kind: bridge.counters()[kind] for kind in kinds}
+    time.sleep(KEPT_S)
+    before = {kind: bridge.counters()[kind] for kind in COUNTED}
     for _ in range(20):
         room = f"room-leak-{next(_rooms)}"
         party = call(room, server=bridge.sip_address)
@@ -661,6 +749,8 @@ def test_rooms_joined_and_left_in_a_row(
         party.hang_up()
         bridge.wait_idle()
     wait_until(
-        lambda: all(bridge.counters()[kind] <= before[kind] for kind in kinds), 15.0, f"no more than {before}"
+        lambda: all(bridge.counters()[kind] <= before[kind] for kind in COUNTED),
+        15.0,
+        f"no more than {before}",
     )
     assert livekit_server.participants(room) == []

@@ -113,6 +113,9 @@ _ENDS: Mapping[int, tuple[EndKind, str]] = {
     DisconnectReason.SIP_TRUNK_FAILURE: (EndKind.CHANNEL_CLOSED, "ended as a failure of the trunk"),
 }
 
+# What the server says when media does not come about, before we have given it up ourselves.
+_WITHOUT_MEDIA = {DisconnectReason.CONNECTION_TIMEOUT, DisconnectReason.MEDIA_FAILURE}
+
 # What others in the room are told of the end of a call.
 _REASON_OF_END: Mapping[EndKind, DisconnectReason] = {
     EndKind.BUSY: DisconnectReason.USER_REJECTED,
@@ -502,7 +505,10 @@ class Session:
         end = end_of(leave)
         if end is None:
             self.regions = urls_of(leave.regions)
-            self._lose(f"the server asks us to come again: {name_of(leave)}")
+            detail = f"the server asks us to come again: {name_of(leave)}"
+            if leave.reason in _WITHOUT_MEDIA and not self._connected.is_set():
+                detail = f"no media connection (ICE or DTLS): {detail}"
+            self._lose(detail)
         elif not self.ended.done():
             self.detail = end.detail
             self.ended.set_result(end)
