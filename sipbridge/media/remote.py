@@ -61,6 +61,7 @@ class TrackOptions:
     begins: tuple[int, int] | None = None  # with this number and timestamp; None: as chance has it
     cname: str = ""
     nack: bool = False  # the far side may ask for packets again
+    level_id: int = 0  # of the header extension that says how loud a packet is (RFC 6464); 0: it is not said
     opus: OpusOptions = OpusOptions()
 
 

@@ -435,6 +435,7 @@ class SipEndpoint:
         settings = pj.TrackSettings()
         settings.rate_hz, settings.ssrc = options.rate_hz, options.ssrc
         settings.cname, settings.nack = options.cname, options.nack
+        settings.level_id = options.level_id
         if options.begins is not None:
             settings.first_sequence, settings.first_timestamp = options.begins
         for payload_type, codec in options.receives.items():

@@ -300,17 +300,22 @@ def test_keys_go_both_ways(bridge: Server, join: Any, call: MakeCall, room: str)
 
 
 def test_who_speaks_is_told(bridge: Server, join: Any, call: MakeCall, room: str) -> None:
-    """To the call, and who falls silent; the server has made it out of what it hears."""
+    """To the call and to others, the call itself among them, and who falls silent."""
     ann, bob = join(room, hz=FAR_HZ), join(room, "bob", 900)
     party = call(room, server=bridge.sip_address)
     call_id = bridge.call_of(party.caller)["id"]
+    itself = f"sip_{party.caller}_{call_id}"
+    party.rtp.play(audio.tone(PHONE_HZ, 1.0), loop=True)
 
     def speakers() -> dict[str, float]:
         told = bridge.events("call.channel", call_id=call_id, kind="speakers")
         return dict(told[-1]["data"]) if told else {}
 
-    wait_until(lambda: {"ann", "bob"} <= speakers().keys(), 10.0, "both are heard")
+    wait_until(lambda: speakers().keys() == {"ann", "bob", itself}, 10.0, "all are heard")
     assert all(0 < level <= 1 for level in speakers().values())
+    wait_until(lambda: itself in ann.events("speakers")[-1]["who"], 10.0, "others hear the telephone")
+    party.rtp.stop_playing()
+    wait_until(lambda: speakers().keys() == {"ann", "bob"}, 10.0, "it is silent")
     ann.fall_silent()
     wait_until(lambda: "ann" not in speakers(), 10.0, "one is not any more")
     assert "bob" in speakers()

@@ -256,8 +256,14 @@ class Session:
         for number in range(len(self._peer.tracks.keys() - {_CID}), self._sections):
             self._peer.add_audio(Direction.RECVONLY, _CODECS, mid=f"others-{number}")
         if self._codec and self._published is None:
+            # the server knows who speaks by what the packets say of it
             self._published = self._peer.add_audio(
-                Direction.SENDONLY, (self._codec,), mid=_CID, stream_id=_STREAM, track_id=_CID
+                Direction.SENDONLY,
+                (self._codec,),
+                mid=_CID,
+                stream_id=_STREAM,
+                track_id=_CID,
+                says_level=True,
             )
         offer = await self._peer.offer(gather=False)
         self._send(offer=SessionDescription(type="offer", sdp=offer))

@@ -33,6 +33,7 @@ from sipbridge.media.remote import OpusOptions, RemotePorts, TrackOptions, Track
 from sipbridge.routing import split_host_port
 from sipbridge.rtc.webrtc.certificate import own_certificate
 from sipbridge.rtc.webrtc.sdp import (
+    LEVEL_ID,
     NATIVE_DIRECTIONS,
     AudioChoice,
     Codec,
@@ -153,15 +154,18 @@ class Peer:
         mid: str = "0",
         stream_id: str = "",
         track_id: str = "",
+        says_level: bool = False,
     ) -> "AudioTrack":
-        """A track of ours for the next `offer`.
+        """A track of ours for the next `offer`; it may say of each packet how loud that is.
 
         Of several codecs the offer lists the one with the lowest payload type first: PCMU, PCMA, G722, opus.
         """
         choice = AudioChoice(direction, tuple(Codec.named(name) for name in codecs))
-        return self._make_track(mid, choice, stream_id, track_id)
+        return self._make_track(mid, choice, stream_id, track_id, says_level)
 
-    def _make_track(self, mid: str, choice: AudioChoice, stream_id: str, track_id: str) -> "AudioTrack":
+    def _make_track(
+        self, mid: str, choice: AudioChoice, stream_id: str, track_id: str, says_level: bool = False
+    ) -> "AudioTrack":
         track = AudioTrack(self._remotes, self._post, mid, self._config)
         track.take(choice)
         media = write_audio(
@@ -172,6 +176,7 @@ class Peer:
             cname=track.cname,
             stream_id=stream_id,
             track_id=track_id,
+            says_level=says_level,
         )
         with _translated("the audio track cannot be made"):
             track.follow(self._pc.add_track(media))
@@ -211,6 +216,7 @@ class Peer:
             if track is not None and not media.is_removed():
                 offered = read_audio(media)
                 track.take(AudioChoice(offered.direction.reverse, offered.codecs))
+                track.level_id = LEVEL_ID if LEVEL_ID in offered.extensions else 0
 
     async def answer(
         self, offer: str, choose: Callable[[OfferedAudio], AudioChoice | None], *, gather: bool = True
@@ -365,6 +371,7 @@ class AudioTrack:
         self.cname = f"{random.getrandbits(64):016x}"
         self.direction = Direction.INACTIVE
         self.codecs: tuple[Codec, ...] = ()  # agreed on
+        self.level_id = 0  # the same of the header extension that says how loud a packet is; 0: none
         self.stream_id = self.track_id = ""  # of what the far side sends
         self.opened = asyncio.Event()  # keys are agreed on; what is sent before is dropped
         self.port: TrackPort | None = None
@@ -434,6 +441,7 @@ class AudioTrack:
             sends=(codec.payload_type, codec.name) if codec is not None else None,
             cname=self.cname,
             nack=codec is not None and "nack" in codec.feedback,
+            level_id=self.level_id,
             opus=opus or OpusOptions(**settings.model_dump()),
         )
         if self.native.is_open():  # closed before, and now open again

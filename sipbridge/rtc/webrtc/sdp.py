@@ -19,6 +19,8 @@ _KNOWN = {
     "g722": ("G722", 8000, "", 9),
 }
 _OPUS_PARAMETERS = "minptime=10;useinbandfec=1"
+LEVEL_ID = 1  # that we offer the header extension by which says how loud each packet is (RFC 6464)
+_LEVEL = "urn:ietf:params:rtp-hdrext:ssrc-audio-level"
 
 
 class Direction(enum.StrEnum):
@@ -79,6 +81,7 @@ class OfferedAudio:
     stream_id: str = ""
     track_id: str = ""
     ssrcs: tuple[int, ...] = field(default=())
+    extensions: frozenset[int] = frozenset()  # of RTP headers, by their numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,7 @@ def read_audio(media: "dc.Description.Media") -> OfferedAudio:
         stream_id=stream_id,
         track_id=track_id,
         ssrcs=tuple(media.get_ssrcs()),
+        extensions=frozenset(media.ext_ids()),
     )
 
 
@@ -132,6 +136,7 @@ def write_audio(
     cname: str,
     stream_id: str,
     track_id: str,
+    says_level: bool = False,
 ) -> "dc.Description.Audio":
     """An audio section of ours."""
     audio = dc.Description.Audio(mid, NATIVE_DIRECTIONS[direction])
@@ -145,6 +150,8 @@ def write_audio(
         audio.add_rtp_map(entry)
     if direction.sends:
         audio.add_ssrc(ssrc, cname, stream_id or "-", track_id or mid)
+    if says_level:
+        audio.add_ext_map(dc.Description.Entry.ExtMap(LEVEL_ID, _LEVEL))
     return audio
 
 

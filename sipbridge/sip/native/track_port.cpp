@@ -30,6 +30,7 @@ TrackStream::Options optionsOf(const TrackSettings& settings) {
   options.first_timestamp = settings.first_timestamp;
   options.cname = settings.cname.substr(0, 255);
   options.nack = settings.nack;
+  options.level_id = settings.level_id & 15;
   return options;
 }
 

@@ -24,6 +24,7 @@ struct TrackSettings {
   uint32_t first_timestamp = 0;
   std::string cname;                  // of 255 characters at most
   bool nack = false;                  // the far side may ask for packets again
+  int level_id = 0;                   // of the header extension that says how loud each packet is, 1 to 14; 0: none
   OpusSettings opus;
 };
 

@@ -14,6 +14,7 @@ constexpr size_t kMostFrames = 20;                       // decoded and not take
 constexpr int64_t kFormerStreamNs = 1'000'000'000;       // for so long packets of a stream that is over may come
 constexpr int64_t kReportEveryNs = 2'000'000'000;        // on average
 constexpr unsigned kMostResent = 3;                      // of one packet
+constexpr int kNoSound = 127, kQuiet = 50;               // dB below the loudest
 constexpr int64_t kNtpToUnixS = 2'208'988'800;           // from 1900 to 1970
 constexpr int kSenderReport = 200, kReceiverReport = 201, kDescription = 202, kFeedback = 205;
 constexpr int kGenericNack = 1;
@@ -293,16 +294,18 @@ void TrackStream::put(const int16_t* samples) {
   if (options_.send.codec) {
     std::string packet;
     packet.reserve(kRtpHeader + 160);
-    packet += char(0x80);
+    packet += char(options_.level_id ? 0x90 : 0x80);
     packet += char((talks_ ? 0 : 0x80) | options_.send.payload_type);
     add16(packet, sequence_);
     add32(packet, timestamp_);
     add32(packet, options_.ssrc);
+    if (options_.level_id) addLevel(packet, samples);
+    const size_t header = packet.size();
     options_.send.codec->encode(samples, packet);
-    talks_ = packet.size() > kRtpHeader;
+    talks_ = packet.size() > header;
     if (talks_) {
       ++counts_.sent;
-      octets_sent_ += uint32_t(packet.size() - kRtpHeader);
+      octets_sent_ += uint32_t(packet.size() - header);
       if (options_.nack) history_[sequence_ % history_.size()] = {sequence_, 0, packet};
       ++sequence_;
       outbox_.push(port_id_, std::move(packet));
@@ -316,6 +319,18 @@ void TrackStream::put(const int16_t* samples) {
   counts_.next_timestamp = timestamp_;
   std::lock_guard<std::mutex> lock(stats_mutex_);
   stats_ = counts_;
+}
+
+// RFC 6464, in the shorter form of RFC 8285: how many dB below the loudest that there can be, and whether it may be speech.
+void TrackStream::addLevel(std::string& packet, const int16_t* samples) const {
+  int64_t energy = 0;
+  for (size_t i = 0; i < frame_samples_; ++i) energy += samples[i] * samples[i];
+  const double share = double(energy) / double(frame_samples_) / (32768.0 * 32768.0);
+  const int level = share > 0 ? int(std::lround(std::min(-10 * std::log10(share), double(kNoSound)))) : kNoSound;
+  add32(packet, 0xbede0001);
+  packet += char(options_.level_id << 4);
+  packet += char((level < kQuiet ? 0x80 : 0) | level);
+  add16(packet, 0);
 }
 
 uint64_t TrackStream::ntp(int64_t now_ns) const {

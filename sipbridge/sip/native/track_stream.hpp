@@ -63,6 +63,7 @@ class TrackStream : public LegStream {
     bool nack = false;             // packets are sent again when they are asked for
     int first_sequence = -1;       // -1: as chance has it, timestamps too
     uint32_t first_timestamp = 0;
+    int level_id = 0;              // of the header extension that says how loud a packet is (RFC 6464); 0: none
   };
   using Now = std::function<int64_t()>;  // ns of a clock that never jumps
 
@@ -113,6 +114,7 @@ class TrackStream : public LegStream {
   void append(const int16_t* samples, size_t count, bool is_lost);
   bool hasFrame() const { return ready_.size() - ready_at_ >= frame_samples_; }
   bool isFrameLost() const;
+  void addLevel(std::string& packet, const int16_t* samples) const;
   void report(int64_t now_ns);
   uint64_t ntp(int64_t now_ns) const;
 

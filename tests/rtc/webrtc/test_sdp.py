@@ -87,6 +87,23 @@ def test_what_we_write_can_be_read() -> None:
     assert (offered.stream_id, offered.track_id) == ("s", "t")
 
 
+def test_how_loud_packets_are_may_be_said() -> None:
+    """Where the answer has it too."""
+    for says_level, extensions in ((True, {sdp.LEVEL_ID}), (False, set())):
+        media = sdp.write_audio(
+            "7",
+            Direction.SENDONLY,
+            (Codec.named("PCMU"),),
+            ssrc=5,
+            cname="me",
+            stream_id="s",
+            track_id="t",
+            says_level=says_level,
+        )
+        assert ("a=extmap:1 urn:ietf:params:rtp-hdrext:ssrc-audio-level" in str(media)) is says_level
+        assert sdp.read_audio(media).extensions == extensions
+
+
 def test_directions_are_answered() -> None:
     assert [direction.reverse for direction in Direction] == [
         Direction.SENDRECV,

@@ -498,6 +498,24 @@ void silenceNeedNotBeSent() {
   CHECK(word(next, 4) == word(first, 4) + 12 * 160);
 }
 
+void packetsSayHowLoudTheyAre() {
+  Outbox outbox;
+  TrackStream::Options options{8000, {}, {kPayloadType, std::make_shared<Plain>()}, 1, "who@here"};
+  options.level_id = 3;
+  TrackStream stream(options, 1, outbox);
+  // a voice, a whisper, silence, all that there can be
+  for (const auto& [value, level] : {std::pair{3277, 0x80 | 20}, {33, 60}, {0, 127}, {-32768, 0x80 | 0}}) {
+    int16_t frame[kFrame];
+    std::fill_n(frame, kFrame, int16_t(value));
+    stream.put(frame);
+    const std::string packet = outbox.wait(0)[0].data;
+    CHECK(uint8_t(packet[0]) == 0x90 && packet.size() == 12 + 8 + 2);
+    CHECK(word(packet, 12) == 0xbede0001 && word(packet, 16) == (0x30000000u | uint32_t(level) << 16));
+    CHECK(int16_t(uint8_t(packet[20]) << 8 | uint8_t(packet[21])) == int16_t(value));
+    CHECK(sequenceOf(packet) == uint16_t(stream.stats().next_sequence - 1));
+  }
+}
+
 void anotherGoesOnWhereOneWas() {
   Track track;
   for (int i = 0; i < 3; ++i) track.says(3);
@@ -866,6 +884,7 @@ int main() {
   oneThatOnlyHearsReportsToo();
   packetsAreSentAgain();
   silenceNeedNotBeSent();
+  packetsSayHowLoudTheyAre();
   anotherGoesOnWhereOneWas();
   everyCodeOfG711ArrivesAsItIs();
   codecsCarryATone();
