@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -767,6 +768,23 @@ async def test_frames_of_others_that_are_not_known_are_dropped() -> None:
         call.connection.hear("nobody", np.zeros(160, np.int16))
         await on.hang_up(call)
         call.connection.hear("nobody", np.zeros(160, np.int16))
+
+
+@in_event_loop
+async def test_audio_that_was_not_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    """Of another rate, or of two channels: it would be noise. It is said once, not for each frame."""
+    async with stage() as on:
+        call = await on.joined()
+        assert isinstance(call.connection, AgoraConnection)
+        assert call.connection._link is not None
+        for rate_hz, channels in ((48000, 1), (16000, 2)):
+            frame = SimpleNamespace(samples_per_sec=rate_hz, channels=channels, buffer=bytearray(1280))
+            call.connection._link.hear("", frame)
+        (warning,) = [message for message in caplog.messages if "not heard" in message]
+        assert "48000 Hz and 1 channels" in warning
+        on.media.run_s(0.1)
+        assert not call.phone.heard.any()
+        await on.hang_up(call)
 
 
 @in_event_loop
