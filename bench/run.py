@@ -92,7 +92,7 @@ target = "livekit:{{callee}}"
 @contextlib.contextmanager
 def _agora(scenario: Scenario, folder: Path) -> Iterator[str]:
     """Agora's SDK over a simulated engine, where the scenario has it, and what the bridge is told of it."""
-    if not scenario.is_agora:
+    if not scenario.agora_hz:
         yield ""
         return
     from tests.support import agora_engine, fake_agora
@@ -104,7 +104,7 @@ def _agora(scenario: Scenario, folder: Path) -> Iterator[str]:
 [agora]
 app_id = "{fake_agora.APP_ID}"
 app_certificate = "{fake_agora.CERTIFICATE}"
-sample_rate_hz = 8000
+sample_rate_hz = {scenario.agora_hz}
 
 [[rule]]
 name = "agora"

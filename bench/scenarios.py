@@ -18,6 +18,7 @@ SCENARIOS = {
     "livekit:N": "two calls a room of a LiveKit server on this machine: through the bridge twice, PCMU",
     "livekit-opus:N": "the same with Opus in the room",
     "agora:N": "two calls a channel of a simulated Agora, 8 kHz: through the bridge, and the SDK, twice",
+    "agora-16k:N": "the same with 16 kHz in the channel, so all is converted",
     "starting:N": "as room:N, while others begin 40 calls a second: do they disturb?",
     "mixed[:N]": "rooms of 11 (5 G.711, 5 G.722, 1 Opus; N=110), speech, ±100 ppm, 20 ms jitter",
     "speech:N": f"two calls a room, speech for {SPEECH_S:g} s, delay by correlation all the time",
@@ -56,7 +57,7 @@ class Scenario:
     load: Load
     has_pesq: bool = False
     livekit_codec: str = ""  # in a room of LiveKit's, where that is where callers meet
-    is_agora: bool = False  # they meet in a channel of Agora's
+    agora_hz: int = 0  # of a channel of Agora's, where that is where they meet
 
     @classmethod
     def parse(cls, text: str) -> "Scenario":
@@ -71,8 +72,8 @@ class Scenario:
         if load.calls < 1 or (load.mode not in ("echo", "agent", "webrtc") and load.calls % load.room_size):
             raise argparse.ArgumentTypeError(f"{text!r}: the calls have to fill rooms of {load.room_size}")
         livekit_codec = {"livekit": "pcmu", "livekit-opus": "opus"}.get(kind, "")
-        has_pesq, is_agora = kind == "loss", kind == "agora"
-        return cls(text, load, has_pesq=has_pesq, livekit_codec=livekit_codec, is_agora=is_agora)
+        agora_hz = {"agora": 8000, "agora-16k": 16000}.get(kind, 0)
+        return cls(text, load, has_pesq=kind == "loss", livekit_codec=livekit_codec, agora_hz=agora_hz)
 
     def __str__(self) -> str:
         return self.name
@@ -85,7 +86,7 @@ def _load_of(kind: str, values: list[float]) -> Load:
         case (("livekit" | "livekit-opus"), [calls]):
             # the server tells of who comes in batches, seconds apart
             return Load(calls=int(calls), rate=10.0, settle_s=6.0)
-        case "agora", [calls]:
+        case (("agora" | "agora-16k"), [calls]):
             return Load(calls=int(calls), rate=20.0)
         case "starting", [calls]:
             return Load(calls=int(calls), others_rate=40.0)

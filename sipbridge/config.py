@@ -698,8 +698,13 @@ class AgoraConfig(_Table):
     connect_timeout_s: Annotated[Seconds, Field(gt=0)] = 8.0
     reconnect_s: Seconds = 30.0  # for how long a lost channel is waited for
     volume_interval_ms: Annotated[int, Field(ge=0, le=60_000)] = 0  # how loud all are is told; 0: never
-    allow: Annotated[tuple[Literal["hangup", "dtmf"], ...], _LIST, _UNIQUE] = ("hangup", "dtmf")
-    vad: VadConfig | None = None  # of what the telephone says
+    allow: Annotated[tuple[Literal["hangup", "dtmf", "hold", "transfer", "play"], ...], _LIST, _UNIQUE] = (
+        "hangup",
+        "dtmf",
+        "hold",
+    )
+    sounds: FolderPath | None = None  # what the channel may have played
+    vad: VadConfig | None = None  # of what the telephone says, and each user where we have them one by one
 
     @model_validator(mode="after")
     def _check_access_points(self) -> "AgoraConfig":

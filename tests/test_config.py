@@ -898,6 +898,8 @@ PROJECT = '[agora]\napp_id = "0123456789abcdef0123456789abcdef"\n'
         (PROJECT + "sample_rate_hz = 22050", "[agora] sample_rate_hz"),
         (PROJECT + 'area = ["mars"]', "[agora] area"),
         (PROJECT + 'token_url = "x"', "[agora] token_url"),
+        (PROJECT + 'allow = ["everything"]', "[agora] allow"),
+        (PROJECT + 'sounds = "nowhere"', "there is no folder"),
         (PROJECT + 'local_domain = "x"', "local_access_points: is empty"),
         (
             PROJECT + 'proxy = true\nlocal_domain = "x"\nlocal_access_points = ["x"]',

@@ -126,6 +126,8 @@ class NativeSamplePort(NativePort, Protocol):
 
     def feed(self, samples: Samples) -> None: ...
     def clear(self) -> None: ...
+    def fed(self) -> int: ...
+    def taken(self) -> int: ...
 
 
 class NativeTrackPort(NativePort, Protocol):
@@ -327,6 +329,16 @@ class SamplePort(_RemotePort[NativeSamplePort]):
     def clear(self) -> None:
         """Drops what was fed and has not been heard."""
         self._native.clear()
+
+    @property
+    def fed(self) -> int:
+        """Samples that were ever fed, up to the last whole frame: `taken` comes so far once all is heard."""
+        return self._native.fed()
+
+    @property
+    def taken(self) -> int:
+        """How many of them have gone on to whoever hears the member, or were dropped."""
+        return self._native.taken()
 
 
 class TrackPort(_RemotePort[NativeTrackPort]):

@@ -3,6 +3,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,13 +12,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import MakeAgent, MakeCall, MakePeer
 from tests.support import agora_engine, audio, fake_agora
 from tests.support.agora_engine import Engine, FarUser
 from tests.support.codecs import G722, Codec, Opus, Pcma, Pcmu
-from tests.support.server import Server
+from tests.support.sdp import describe
+from tests.support.server import ROOT, Server, clean_environment
 from tests.support.sip_agent import RefusedError
 from tests.support.waiting import wait_until
 
@@ -67,7 +71,9 @@ def mixing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
 @pytest.fixture(scope="module")
 def separate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
     """We mix, at the highest rate."""
-    with Bridge(tmp_path_factory.mktemp("users"), receive="users", sample_rate_hz=48000) as server:
+    allow = ["hold", "transfer"]
+    folder = tmp_path_factory.mktemp("users")
+    with Bridge(folder, receive="users", sample_rate_hz=48000, allow=allow) as server:
         yield server
         server.engine.close()
 
@@ -199,6 +205,110 @@ def test_token_is_renewed_without_a_gap(mixing: Bridge, call: MakeCall, room: st
     assert hears(party, FAR_HZ)
 
 
+def answers(bridge: Bridge, topic: str) -> list[dict[str, str]]:
+    """What channels were told by messages of this topic."""
+    said = [bytes.fromhex(words[1]) for words in bridge.engine.log("message")]
+    told = [json.loads(data) for data in said if data.startswith(b"{")]
+    return [message for message in told if message["topic"] == topic]
+
+
+def test_channel_is_told_what_the_telephone_has_heard(bridge: Bridge, call: MakeCall, room: str) -> None:
+    """Through all queues: what was played is heard, what was cleared is not."""
+    party = call(room, server=bridge.sip_address)
+    ann = bridge.join(room, hz=FAR_HZ)
+    wait_until(lambda: hears(party, FAR_HZ), 10.0, "the telephone hears the channel")
+    before = len(answers(bridge, "mark"))
+    ann.tell(b'{"topic": "mark", "message": "a"}')
+    wait_until(lambda: len(answers(bridge, "mark")) > before, 10.0, "the mark is answered")
+    assert answers(bridge, "mark")[before]["state"] == "played"
+    bridge.engine.set(bunch=10)  # so that something waits to be heard
+    try:
+
+        def cleared() -> bool:
+            ann.tell(b'{"topic": "mark", "message": "b"}')
+            ann.tell(b'{"topic": "clear", "message": ""}')
+            return any(answer["state"] == "cleared" for answer in answers(bridge, "mark")[before:])
+
+        wait_until(cleared, 10.0, "a mark is cleared")
+    finally:
+        bridge.engine.set(bunch=1)
+    wait_until(lambda: hears(party, FAR_HZ), 10.0, "the telephone hears the channel again")
+
+
+def test_channel_hears_nothing_old_once_it_is_found_again(mixing: Bridge, call: MakeCall, room: str) -> None:
+    """What the telephone said while the SDK had lost it, and what the SDK has kept of that, is dropped."""
+    party = call(room, server=mixing.sip_address)
+    ann = mixing.join(room)
+    party.rtp.play(audio.tone(PHONE_HZ, 1.0), loop=True)
+    wait_until(lambda: ann.listen(0.1).any(), 10.0, "the channel hears the telephone")
+    mixing.engine.ask("drop", room, 1500)
+    ann.record()
+    time.sleep(0.8)
+    party.rtp.stop_playing()
+    party.rtp.play(audio.tone(1300, 1.0), loop=True)
+    wait_until(lambda: ann.heard[-160:].any(), 10.0, "it is found again")
+    time.sleep(0.6)
+    heard = np.trim_zeros(ann.heard, "f")[ann.rate_hz * 15 // 100 :]  # by then the SDK has been told
+    heard = heard[: ann.rate_hz * 3 // 10]
+    assert audio.tone_level_dbfs(heard, ann.rate_hz, 1300) > -30
+    assert audio.tone_level_dbfs(heard, ann.rate_hz, PHONE_HZ) < -45
+
+
+def test_channel_holds_and_transfers_a_telephone(separate: Bridge, call: MakeCall, room: str) -> None:
+    """Silence while it is held; then it is sent elsewhere and the call ends. The channel is told of each."""
+    ann = separate.join(room, hz=FAR_HZ)
+    party = call(room, server=separate.sip_address)
+    party.rtp.play(audio.tone(PHONE_HZ, 1.0), loop=True)
+    wait_until(lambda: ann.listen(0.1).any(), 10.0, "the channel hears the telephone")
+    call_id = separate.started(party.caller)["call_id"]
+    separate.wait_event("call.answered", call_id=call_id)
+
+    def turn(wish: str, direction: str, answer: str) -> None:
+        ann.tell(json.dumps({"topic": "hold", "message": wish}).encode())
+        invite = party.agent.wait_request("INVITE")
+        assert invite.sdp.direction == direction
+        party.agent.respond(invite, 200, "OK", body=describe(party.rtp, direction=answer))
+        party.agent.wait_request("ACK")
+        done = {"topic": "hold", "message": wish, "state": "done"}
+        wait_until(lambda: done in answers(separate, "hold"), 10.0, "the channel is told")
+
+    turn("on", "sendonly", "recvonly")
+    wait_until(lambda: not ann.listen(0.2).any(), 10.0, "a telephone on hold is not heard")
+    turn("off", "sendrecv", "sendrecv")
+    wait_until(lambda: ann.listen(0.2).any(), 10.0, "it is heard again")
+    ann.tell(b'{"topic": "transfer", "message": "200"}')
+    party.agent.respond(party.agent.wait_request("REFER"), 202, "Accepted")
+    party.dialog.send(
+        "NOTIFY",
+        headers={"Event": "refer", "Subscription-State": "terminated;reason=noresource"},
+        body="SIP/2.0 200 OK\r\n",
+        content_type="message/sipfrag",
+    )
+    party.dialog.wait_bye(10.0)
+    assert separate.ended(party.caller).kind == "transferred"
+    assert answers(separate, "transfer") == [{"topic": "transfer", "message": "200", "state": "done"}]
+
+
+def test_dialling_out_into_a_channel(mixing: Bridge, agent: MakeAgent, rtp: MakePeer, room: str) -> None:
+    """With a number to be shown; both hear each other once it is answered."""
+    ann = mixing.join(room, hz=FAR_HZ)
+    phone, peer = agent(server=mixing.sip_address), rtp()
+    call_id = mixing.dial(phone.contact, f"agora:{room}", from_="+4930111")
+    invite = phone.wait_request("INVITE")
+    assert "+4930111" in invite.get("from")
+    dialog = phone.accept(invite, peer)
+    peer.play(audio.tone(PHONE_HZ, 1.0), loop=True)
+    wait_until(lambda: audio.find_tone(peer.listen(0.3), 8000) == audio.near(FAR_HZ), 10.0, "it hears it")
+    wait_until(lambda: audio.find_tone(ann.listen(0.3), 16000) == audio.near(PHONE_HZ), 10.0, "and is heard")
+    dialog.hang_up()
+    ended = mixing.ended(call_id=call_id)
+    assert (ended.kind, ended.fields["target"]) == ("hangup", f"agora:{room}")
+    assert 0 < ended.duration_s <= ended.fields["billed_s"]
+    _, left = (event for event in mixing.events(call_id=call_id) if "bridged" in event["event"])
+    assert (left["event"], left["reason"]["cause"]) == ("call.unbridged", 16)
+    assert left["seconds"] > 0
+
+
 def test_keys_go_both_ways(mixing: Bridge, call: MakeCall, room: str) -> None:
     party = call(room, server=mixing.sip_address)
     ann = mixing.join(room)
@@ -250,6 +360,8 @@ def test_channel_that_refuses_a_call(mixing: Bridge, agent: MakeAgent, rtp: Make
     with pytest.raises(RefusedError) as caught:
         caller.call(room, peer)
     assert caught.value.status == 504
+    failed = mixing.wait_event("call.bridge_failed", target=f"agora:{room}")
+    assert (failed["reason"]["kind"], failed["reason"]["by"]) == ("unavailable", "channel")
     mixing.engine.ask("refuse", room, 0)
 
 
@@ -346,3 +458,21 @@ def test_lookup_says_where_a_call_goes(tmp_path: Path, agent: MakeAgent, rtp: Ma
             assert caught.value.status == 486
             server.engine.close()
         directory.shutdown()
+
+
+def test_command_that_tries_the_network(tmp_path: Path) -> None:
+    """As the documentation has it, with the example's configuration."""
+    environment = {
+        **clean_environment(tmp_path),
+        **agora_engine.environment(tmp_path / "engine"),
+        "SIPBRIDGE_AGORA__APP_ID": fake_agora.APP_ID,
+        "AGORA_APP_CERTIFICATE": fake_agora.CERTIFICATE,
+    }
+    command = [sys.executable, "-m", "sipbridge", "check", "--config", "conf/examples/agora.toml"]
+    command += ["--online", "agora"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 10
+    assert all(line.startswith("ok ") for line in lines), done.stdout
+    assert "connected" in lines[-1]

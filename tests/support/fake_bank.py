@@ -95,12 +95,20 @@ class FakeSamplePort(FakePort):
         self.close = close
         self._outbox = outbox
         self._fed = np.zeros(0, np.int16)
+        self._fed_count = 0
 
     def id(self) -> int:
         return self.port_id
 
     def feed(self, samples: Samples) -> None:
         self._fed = np.concatenate((self._fed, samples))
+        self._fed_count += len(samples)
+
+    def fed(self) -> int:
+        return self._fed_count
+
+    def taken(self) -> int:
+        return self._fed_count - len(self._fed)
 
     def clear(self) -> None:
         self._fed = self._fed[:0]

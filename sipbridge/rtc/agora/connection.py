@@ -26,23 +26,29 @@ Everything here lives on the event loop, but for `hear` (threads of the SDK) and
 """
 
 import asyncio
+import contextlib
 import re
 from collections import deque
 from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from sipbridge.config import Config
-from sipbridge.errors import EndKind, EndReason, Party, RtcError
+from sipbridge.errors import CallError, EndKind, EndReason, MediaError, Party, RtcError
 from sipbridge.keys import KEYS
 from sipbridge.log import get_logger
 from sipbridge.media.loop import Channel, Room
 from sipbridge.media.remote import SamplePort
-from sipbridge.media.vad import SpeechGate, SpeechStarted, SpeechStopped, VadSettings, VoiceDetector
+from sipbridge.media.vad import VadSettings
+from sipbridge.media.wav import open_wav
 from sipbridge.routing import Target
 from sipbridge.rtc.agora.lookup import Found, look_up
+from sipbridge.rtc.agora.marks import Marks
 from sipbridge.rtc.agora.messages import MAX_METADATA_BYTES, MessageReader, MessageWriter
 from sipbridge.rtc.agora.reasons import connection_reason, encryption_reason, failed
 from sipbridge.rtc.agora.service import Link, Place, SdkCallError, Service
+from sipbridge.rtc.agora.speech import FarVoice, State, Voice
 from sipbridge.rtc.agora.token import obtain_token
 from sipbridge.rtc.base import (
     CallStatus,
@@ -57,12 +63,13 @@ from sipbridge.rtc.token_server import TokenError
 from sipbridge.rtc.websocket.connection import fill_parameters
 from sipbridge.rtc.websocket.session import Converter
 
-DTMF, METADATA, SPEECH = "dtmf", "audio-metadata", "speech"  # topics of ours
+DTMF, MARK, METADATA, SPEECH = "dtmf", "mark", "audio-metadata", "speech"  # topics of ours
 
 # Agora's own rule.
 _SIGNS = "!#$%&()+-:;<=.>?@[]^_{}|~,"
 _CHANNEL = re.compile(rf"[A-Za-z0-9 {re.escape(_SIGNS)}]{{1,64}}")
 _MAX_KEYS = 64  # of one request
+_MAX_NAME = 256  # of a mark, or of what somebody asks for
 _BROKEN_IN_A_ROW = 50  # frames that the SDK did not take: a second
 _MAX_WAITING = 2000  # packets of messages
 _PACKET_S = 1 / 60  # between two of them: Agora takes no more than 60 a second
@@ -72,6 +79,15 @@ _leaving: set[asyncio.Task[None]] = set()  # calls whose audio still fades
 
 def _nothing(frame: Samples, rate_hz: int) -> None:
     """A port that only speaks hears nothing, and the other way round."""
+
+
+@dataclass(slots=True, eq=False)
+class _User:
+    """One of the others, where we have each of them."""
+
+    port: SamplePort
+    voice: FarVoice | None  # where voices are looked for
+    speaks: bool = False  # as the call was told
 
 
 class AgoraConnection(RtcConnection):
@@ -94,7 +110,7 @@ class AgoraConnection(RtcConnection):
         self._service: Service  # from the link on
         self._place: Place
         self._out: SamplePort | None = None
-        self._users: dict[str, SamplePort] = {}  # those whom we hear one by one
+        self._users: dict[str, _User] = {}  # those whom we hear one by one
         self._present: set[str] = set()  # as the call was told
         self._reader, self._writer = MessageReader(), MessageWriter()
         self._packets: deque[bytes] = deque()
@@ -103,8 +119,8 @@ class AgoraConnection(RtcConnection):
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken = 0  # frames in a row
         self._converter = Converter(context.config.media.live_resampler)
-        self._detector: VoiceDetector | None = None
-        self._gate: SpeechGate | None = None
+        self._voice: Voice | None = None  # the telephone's, where voices are looked for
+        self._marks: Marks
         self._join: JoinRequest
         self._port: PlaybackQueue
         self._listener: RtcListener
@@ -137,6 +153,7 @@ class AgoraConnection(RtcConnection):
         self._join, self._port, self._listener = join, playback, listener
         self._log = get_logger(__name__, call_id=join.call_id, channel=self.target.address)
         self.loop = asyncio.get_running_loop()
+        self._marks = Marks(playback, lambda name, state: self._answer(MARK, name, state=state))
         self._joined = self.loop.create_future()
         self._spawn(self._enter(self._joined))
         await self._joined
@@ -232,11 +249,9 @@ class AgoraConnection(RtcConnection):
         """Opens the port that the telephone is heard by, and lets the telephone hear the room."""
         media = self.context.media
         rate_hz = self._port.sample_rate_hz if self._hears_users else self._rate_hz
-        vad = self._config.vad
-        if vad is not None:
-            settings = VadSettings(vad.threshold, vad.start_ms, vad.stop_ms, vad.pre_speech_ms)
-            self._detector = VoiceDetector(self._rate_hz, settings)
-            self._gate = SpeechGate(self._detector) if vad.only_speech else None
+        vad, settings = self._config.vad, self._vad_settings
+        if vad is not None and settings is not None:
+            self._voice = Voice(self._rate_hz, settings, only_speech=vad.only_speech)
         self._out = self.context.remotes.open_samples(rate_hz, self._say)
         if self._hears_users:
             # only one port may hear the telephone alone, and it has to have its rate
@@ -248,16 +263,38 @@ class AgoraConnection(RtcConnection):
             media.attach(self._out.port_id, Room(self._room))
             media.attach(self._port.port_id, Room(self._room))
 
+    @property
+    def _vad_settings(self) -> VadSettings | None:
+        vad = self._config.vad
+        if vad is None:
+            return None
+        return VadSettings(vad.threshold, vad.start_ms, vad.stop_ms, vad.pre_speech_ms)
+
     def _open_user(self, user_id: str) -> None:
         if self._hears_users and self._out is not None and user_id not in self._users:
             port = self.context.remotes.open_samples(self._rate_hz, _nothing)
             self.context.media.attach(port.port_id, Room(self._room))
-            self._users[user_id] = port
+            settings = self._vad_settings
+            voice = FarVoice(self._rate_hz, settings) if settings is not None else None
+            self._users[user_id] = _User(port, voice)
+
+    def _port_of(self, user_id: str) -> SamplePort | None:
+        """What this user is heard by."""
+        if not self._hears_users:
+            return self._out
+        user = self._users.get(user_id)
+        return user.port if user is not None else None
 
     def hear(self, user_id: str, samples: Samples) -> None:
-        port = self._users.get(user_id) if user_id else self._out
-        if port is not None and not self._closed:
-            port.feed(samples)
+        if self._closed:
+            return
+        if not user_id:
+            if self._out is not None:
+                self._out.feed(samples)
+        elif (user := self._users.get(user_id)) is not None:
+            user.port.feed(samples)
+            if user.voice is not None:
+                user.voice.hear(samples)
 
     def _say(self, frame: Samples, rate_hz: int) -> None:
         """20 ms of the telephone. Thread of all ports."""
@@ -265,17 +302,18 @@ class AgoraConnection(RtcConnection):
         if link is None or self._closed:
             return
         frame = self._converter.convert(frame, rate_hz, self._rate_hz)
-        if self._gate is not None:
-            for item in self._gate.feed(frame):
-                if isinstance(item, SpeechStarted | SpeechStopped):
-                    self._tell_speech(isinstance(item, SpeechStarted))
-                else:
-                    self._push(link, item)
+        if self._voice is None:
+            self._push(link, frame)
             return
-        if self._detector is not None:
-            for event in self._detector.feed(frame):
-                self._tell_speech(isinstance(event, SpeechStarted))
-        self._push(link, frame)
+        for item in self._voice.feed(frame):
+            if isinstance(item, str):
+                self._tell_speech("", item)
+            else:
+                self._push(link, item)
+        for user_id, user in tuple(self._users.items()):
+            if user.voice is not None:
+                for state in user.voice.judge():
+                    self._tell_speech(user_id, state)
 
     def _push(self, link: Link, samples: Samples) -> None:
         try:
@@ -286,24 +324,31 @@ class AgoraConnection(RtcConnection):
             if self._broken == _BROKEN_IN_A_ROW:
                 self.loop.call_soon_threadsafe(self._end, error.reason)
 
-    def _tell_speech(self, started: bool) -> None:
-        self.loop.call_soon_threadsafe(self._speech_changed, started)
+    def _tell_speech(self, user_id: str, state: State) -> None:
+        self.loop.call_soon_threadsafe(self._speech_changed, user_id, state)
 
-    def _speech_changed(self, started: bool) -> None:
+    def _speech_changed(self, user_id: str, state: State) -> None:
+        """The telephone's, or with an id that of somebody in the channel."""
         if self._closed:
             return
-        state = "start" if started else "stop"
+        if user_id:
+            user = self._users.get(user_id)
+            if user is not None:
+                user.speaks = state != "stop"
+                self._listener.noticed(SPEECH, user_id, {"state": state})
+            return
         self._listener.noticed(SPEECH, "", {"state": state})
         self._queue_packets(self._writer.write(state, SPEECH))
-        if started and self._config.vad is not None and self._config.vad.barge_in:
-            self._interrupt()
+        if state == "start" and self._config.vad is not None and self._config.vad.barge_in:
+            self._drop_playback()
 
-    def _interrupt(self) -> None:
-        """What others said and the telephone has not heard is dropped."""
-        for port in (self._out, *self._users.values()):
+    def _drop_playback(self) -> None:
+        """What others said and the telephone has not heard."""
+        for port in (self._out, *(user.port for user in self._users.values())):
             if port is not None:
                 port.clear()
         self._port.clear()
+        self._marks.clear()
 
     # --- what the SDK tells: LinkUser
 
@@ -339,6 +384,13 @@ class AgoraConnection(RtcConnection):
             self._lost = None
             self._log.info("the channel is there again")
             self._listener.noticed("reconnected", "", {})
+            self._spawn(self._drop_unsent())
+
+    async def _drop_unsent(self) -> None:
+        """What the telephone said meanwhile, which the SDK may have kept: the channel would be late by it."""
+        if self._link is not None:
+            with contextlib.suppress(RtcError):
+                await self._service.run(self._link.interrupt)
 
     def lost(self) -> None:
         """The SDK has not found it for 10 s; it goes on trying."""
@@ -355,9 +407,12 @@ class AgoraConnection(RtcConnection):
             self._listener.participant_joined(user_id)
 
     def user_left(self, user_id: str, reason: int) -> None:
-        port = self._users.pop(user_id, None)
-        if port is not None:
-            _keep(port.leave(self.context.media))
+        user = self._users.pop(user_id, None)
+        if user is not None:
+            self._marks.leave(user.port)
+            _keep(user.port.leave(self.context.media))
+            if user.speaks and not self._closed:
+                self._listener.noticed(SPEECH, user_id, {"state": "stop"})
         if not self._closed and user_id in self._present:
             self._present.remove(user_id)
             self._listener.participant_left(user_id, len(self._present))
@@ -397,15 +452,62 @@ class AgoraConnection(RtcConnection):
         if said is None:
             return
         topic, text = said
-        if topic == DTMF and "dtmf" in self._config.allow and len(text) <= _MAX_KEYS:
-            for digit in text.upper():
-                if digit in KEYS:
-                    self._listener.dtmf(digit)
-        elif topic == "hangup" and "hangup" in self._config.allow:
-            reason = EndReason(EndKind.CHANNEL_CLOSED, f"user {user_id} has hung up", Party.CHANNEL)
-            self._listener.hangup_requested(reason)
+        is_allowed = topic in self._config.allow
+        match topic:
+            case "dtmf" if is_allowed and len(text) <= _MAX_KEYS:
+                for digit in text.upper():
+                    if digit in KEYS:
+                        self._listener.dtmf(digit)
+            case "hangup" if is_allowed:
+                reason = EndReason(EndKind.CHANNEL_CLOSED, f"user {user_id} has hung up", Party.CHANNEL)
+                self._listener.hangup_requested(reason)
+            case "hold" | "transfer" | "play":
+                self._spawn(self._obey(topic, text))
+            case "mark":
+                if not self._marks.set(text[:_MAX_NAME], self._port_of(user_id)):
+                    self._log.warning("too many marks wait; one is not answered")
+            case "clear":
+                self._drop_playback()
+            case _:
+                self._listener.message(topic, text)
+
+    # --- what the channel asks for, and is told how it went
+
+    async def _obey(self, wish: str, text: str) -> None:
+        """It may have to wait for the telephone."""
+        obey = {"hold": self._hold, "transfer": self._transfer, "play": self._play}
+        try:
+            if wish not in self._config.allow:
+                raise ValueError(f"{wish} is not allowed here")
+            await obey[wish](text)
+        except (ValueError, CallError) as error:
+            self._answer(wish, text, state="failed", reason=str(error))
         else:
-            self._listener.message(topic, text)
+            self._answer(wish, text, state="done")
+
+    def _answer(self, topic: str, text: str, **more: str) -> None:
+        if not self._closed:
+            self._queue_packets(self._writer.write(text[:_MAX_NAME], topic, **more))
+
+    async def _hold(self, text: str) -> None:
+        if text not in ("", "on", "off"):
+            raise ValueError("expected on or off")
+        await self._listener.hold(text != "off")
+
+    async def _transfer(self, text: str) -> None:
+        if not text:
+            raise ValueError("expected a number, or a sip: URI")
+        await self._listener.transfer(text)
+
+    async def _play(self, text: str) -> None:
+        folder = self._config.sounds
+        if folder is None or PurePath(text).name != text:
+            raise ValueError("expected NAME.wav, one of the sounds")
+        try:
+            sound = open_wav(folder / text, self._port.sample_rate_hz)
+        except MediaError:
+            raise ValueError(f"there is no sound {text}") from None
+        self.context.media.overlay(self._port.port_id, sound)
 
     # --- the telephone's side
 
@@ -470,6 +572,7 @@ class AgoraConnection(RtcConnection):
         self._closed = True
         if self._joined is None:
             return  # it never joined
+        self._marks.close()
         if self._lost is not None:
             self._lost.cancel()
         if self._let_in is not None and not self._let_in.done():
@@ -482,7 +585,9 @@ class AgoraConnection(RtcConnection):
     def _leave(self) -> None:
         """Whatever there is is given back, once its audio is heard no more."""
         link, self._link = self._link, None
-        ports = [*self._users.values(), *([self._out] if self._out is not None else [])]
+        ports = [user.port for user in self._users.values()]
+        if self._out is not None:
+            ports.append(self._out)
         if self._out is not None:
             self.context.media.detach(self._port.port_id)
         self._users.clear()

@@ -28,11 +28,14 @@ class MessageWriter:
         self._start = secrets.token_hex(3)  # ids of two calls in one channel differ
         self._numbers = itertools.count(1)
 
-    def write(self, message: str | bytes, topic: str = "") -> list[bytes]:
-        """The packets of one message, in their order. ValueError when it is too long."""
+    def write(self, message: str | bytes, topic: str = "", **more: str) -> list[bytes]:
+        """The packets of one message, in their order. ValueError when it is too long.
+
+        With `more` beside its topic it is an answer, which nobody takes for a message with this topic.
+        """
         if topic:
             text = message if isinstance(message, str) else base64.b64encode(message).decode()
-            message = json.dumps({"topic": topic, "message": text}, ensure_ascii=False)
+            message = json.dumps({"topic": topic, "message": text, **more}, ensure_ascii=False)
         data = message.encode() if isinstance(message, str) else message
         if isinstance(message, str) and 0 < len(data) <= MAX_BYTES and b"\0" not in data:
             return [data]

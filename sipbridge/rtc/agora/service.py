@@ -30,6 +30,8 @@ from sipbridge.rtc.agora import sdk
 from sipbridge.rtc.agora.reasons import call_reason, failed
 from sipbridge.rtc.base import Samples
 
+log = logging.getLogger(__name__)
+
 _LEAVE_S = 2.0  # that the SDK may take to say that a channel was left
 _STOP_S = 5.0  # that all calls may take for it, at the end of the process
 _LOG_KB = 2048  # of one file of the SDK's log; it keeps a few
@@ -206,6 +208,7 @@ class Link:
         self._names = names
         self._sending = threading.Lock()
         self._is_published = False
+        self._is_unheard = False  # and that has been said
         self._observers = _ConnectionObserver(self), _UserObserver(self), _FrameObserver(self)
         publish = names.RtcConnectionPublishConfig(
             audio_profile=names.AudioProfileType(_PROFILES[config.audio_profile]),
@@ -277,8 +280,18 @@ class Link:
 
     def hear(self, user_id: str, frame: Any) -> None:
         user = self.user
-        if user is not None and frame.samples_per_sec == self._config.sample_rate_hz:
+        if user is None:
+            return
+        if frame.samples_per_sec == self._config.sample_rate_hz and frame.channels == 1:
             user.hear(user_id, np.frombuffer(frame.buffer, np.int16))
+        elif not self._is_unheard:
+            self._is_unheard = True
+            log.warning(
+                "Agora's SDK gives audio of %d Hz and %d channels, which is not heard; asked for was %d Hz",
+                frame.samples_per_sec,
+                frame.channels,
+                self._config.sample_rate_hz,
+            )
 
     # --- a call's turn
 
@@ -374,7 +387,7 @@ class Link:
         try:
             native.release()
         except Exception:
-            logging.getLogger(__name__).exception("a connection of Agora's could not be released")
+            log.exception("a connection of Agora's could not be released")
 
 
 class SdkCallError(Exception):

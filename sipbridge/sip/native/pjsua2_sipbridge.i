@@ -91,12 +91,13 @@
 %ignore Heard;
 %nodefaultctor RemotePort;
 %include "outbox.hpp"
+%nothread SamplePort::feed;  // it costs less than letting go of the interpreter's lock
 %include "remote_port.hpp"
 %include "std_except.i"
 %include "audio_codec.hpp"
 %include "track_stream.hpp"
 %catches(std::invalid_argument) TrackPort::TrackPort;
-%nothread TrackPort::received;  // it costs less than letting go of the interpreter's lock
+%nothread TrackPort::received;  // as above
 %template(TrackFormatVector) std::vector<TrackFormat>;
 %include "track_port.hpp"
 %include "gate.hpp"

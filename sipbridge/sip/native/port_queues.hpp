@@ -120,6 +120,12 @@ class PortQueues {
     return capture_.depth();
   }
 
+  // Of all that was ever received, how much has been taken or dropped.
+  unsigned long long captureTaken() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return capture_.taken();
+  }
+
   // Somebody writes what is sent, whether there is a frame of it yet or not.
   bool playbackActive() const { return active_.load(std::memory_order_relaxed); }
 

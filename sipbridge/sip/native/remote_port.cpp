@@ -27,7 +27,18 @@ void SampleStream::feed(const int16_t* samples, size_t count) {
 
 void SampleStream::clear() {
   std::lock_guard<std::mutex> lock(mutex_);
+  cleared_ += fed_.size();
   fed_.clear();
+}
+
+unsigned long long SampleStream::fed() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return cleared_ + handed_on_ + fed_.size() / frame_samples_ * frame_samples_;
+}
+
+unsigned long long SampleStream::cleared() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return cleared_;
 }
 
 LegStream::Head SampleStream::head() {
@@ -39,6 +50,7 @@ bool SampleStream::get(int16_t* samples) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (fed_.size() < frame_samples_) return false;
   std::copy_n(fed_.begin(), frame_samples_, samples);
+  handed_on_ += frame_samples_;
   fed_.erase(fed_.begin(), fed_.begin() + std::ptrdiff_t(frame_samples_));
   return true;
 }

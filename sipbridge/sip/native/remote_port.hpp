@@ -52,6 +52,8 @@ class SampleStream : public LegStream {
 
   void feed(const int16_t* samples, size_t count);
   void clear();
+  unsigned long long fed();      // samples, up to the last whole frame
+  unsigned long long cleared();  // of them
 
   unsigned rateHz() const override { return rate_hz_; }
   size_t frameSamples() const override { return frame_samples_; }
@@ -67,6 +69,7 @@ class SampleStream : public LegStream {
   Outbox outbox_;
   std::mutex mutex_;
   std::vector<int16_t> fed_;
+  unsigned long long cleared_ = 0, handed_on_ = 0;
 };
 #endif
 
@@ -79,6 +82,9 @@ class SamplePort : public RemotePort {
   void feed(const int16_t* samples, size_t count) { stream_->feed(samples, count); }
   // What was fed and has not been heard is dropped.
   void clear();
+  // Positions in all that was ever fed: behind the last whole frame, and behind what was taken to be heard, or dropped.
+  unsigned long long fed() { return stream_->fed(); }
+  unsigned long long taken() { return stream_->cleared() + queues_->captureTaken(); }
 
 #ifndef SWIG
  private:

@@ -5,11 +5,14 @@ import asyncio
 import gc
 import importlib.util
 import json
+import logging
 import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,53 +21,68 @@ import pytest
 from pydantic import SecretStr
 
 from sipbridge.config import AgoraEncryptionConfig, Config, VadConfig
-from sipbridge.errors import EndKind, EndReason, RtcError
+from sipbridge.errors import EndKind, EndReason, Party, RtcError
 from sipbridge.rtc.agora import connection, sdk
 from sipbridge.rtc.agora.connection import AgoraConnection
+from sipbridge.rtc.agora.messages import MessageReader
 from sipbridge.rtc.agora.service import Service, parameters_of
 from tests.support import audio, fake_agora
-from tests.support.agora_engine import Engine, in_this_process
-from tests.support.event_loop import in_event_loop, pass_time, settle
+from tests.support.agora_engine import Engine, FarUser, in_this_process
+from tests.support.codecs import Samples
+from tests.support.event_loop import in_event_loop, pass_time, settle, until
 from tests.support.fake_bank import FakeMedia
 from tests.support.fake_rtc import FakeCall, make_context
 
 RATE_HZ = 16000
 SALT = 43 * "A" + "="
 
-# What a call has to have done for it, and what it can do without.
-NEEDED = (
-    "agora_service_create",
-    "agora_service_initialize",
-    "agora_service_create_media_node_factory",
-    "agora_rtc_conn_create",
-    "agora_rtc_conn_get_local_user",
-    "agora_media_node_factory_create_audio_pcm_data_sender",
-    "agora_rtc_conn_register_observer",
-    "agora_local_user_register_audio_frame_observer",
-    "agora_local_user_register_observer",
-    "agora_local_user_set_playback_audio_frame_parameters",
-    "agora_local_user_set_audio_volume_indication_parameters",
-    "agora_rtc_conn_enable_encryption",
-    "agora_rtc_conn_connect",
-    "agora_local_user_publish_audio",
-)
-HELPFUL = (
-    "agora_service_enable_extension",
-    "agora_parameter_set_int",
-    "agora_local_audio_track_set_enabled",
-    "agora_local_user_set_audio_scenario",
-    "agora_local_user_set_audio_encoder_config",
-    "agora_rtc_conn_create_data_stream",
-    "agora_audio_pcm_data_sender_send",
-    "agora_rtc_conn_send_stream_message",
-    "agora_local_user_send_audio_meta_data",
-    "agora_local_user_unpublish_audio",
-    "agora_local_user_unregister_observer",
-    "agora_local_user_unregister_audio_frame_observer",
-    "agora_rtc_conn_disconnect",
-    "agora_rtc_conn_unregister_observer",
-    "agora_service_release",
-)
+# What a call has to have done for it, with the configuration that asks for it; what it can do without.
+NEEDED: dict[str, dict[str, Any]] = {
+    "agora_service_create": {},
+    "agora_service_initialize": {},
+    "agora_service_create_media_node_factory": {},
+    "agora_service_get_agora_parameter": {},
+    "agora_rtc_conn_create": {},
+    "agora_rtc_conn_get_local_user": {},
+    "agora_media_node_factory_create_audio_pcm_data_sender": {},
+    "agora_service_create_custom_audio_track_pcm": {},
+    "agora_service_create_direct_custom_audio_track_pcm": {"scenario": "ai-server"},
+    "agora_rtc_conn_register_observer": {},
+    "agora_rtc_conn_get_agora_parameter": {"parameters": {"che.x": 1}},
+    "agora_parameter_set_parameters": {"parameters": {"che.x": 1}},
+    "agora_local_user_register_audio_frame_observer": {},
+    "agora_local_user_register_observer": {},
+    "agora_local_user_set_playback_audio_frame_parameters": {},
+    "agora_local_user_set_playback_audio_frame_before_mixing_parameters": {"receive": "users"},
+    "agora_local_user_set_audio_volume_indication_parameters": {"volume_interval_ms": 100},
+    "agora_rtc_conn_enable_encryption": {
+        "encryption": AgoraEncryptionConfig(key=SecretStr("secret"), salt=SALT)
+    },
+    "agora_rtc_conn_connect": {},
+    "agora_local_user_publish_audio": {},
+}
+HELPFUL: dict[str, dict[str, Any]] = {
+    "agora_service_enable_extension": {},
+    "agora_parameter_set_int": {},
+    "agora_local_audio_track_set_enabled": {},
+    "agora_local_audio_track_clear_sender_buffer": {},
+    "agora_local_user_set_audio_scenario": {},
+    "agora_local_user_set_audio_encoder_config": {},
+    "agora_local_user_capabilities_observer_create": {"scenario": "ai-server"},
+    "agora_local_user_register_capabilities_observer": {"scenario": "ai-server"},
+    "agora_local_user_unregister_capabilities_observer": {"scenario": "ai-server"},
+    "agora_rtc_conn_create_data_stream": {},
+    "agora_audio_pcm_data_sender_send": {},
+    "agora_rtc_conn_send_stream_message": {},
+    "agora_rtc_conn_renew_token": {},
+    "agora_local_user_send_audio_meta_data": {},
+    "agora_local_user_unpublish_audio": {},
+    "agora_local_user_unregister_observer": {},
+    "agora_local_user_unregister_audio_frame_observer": {},
+    "agora_rtc_conn_disconnect": {},
+    "agora_rtc_conn_unregister_observer": {},
+    "agora_service_release": {},
+}
 
 
 class Stage:
@@ -116,7 +134,25 @@ async def stage(**config: Any) -> AsyncIterator[Stage]:
         finally:
             await AgoraConnection.shut_down()
         stats = engine.stats()
-        assert {stats[name] for name in ("connections", "tracks", "senders", "stale")} == {0}, engine.log()
+        names = ("connections", "tracks", "senders", "stale", "inside")
+        assert {stats[name] for name in names} == {0}, engine.log()
+
+
+def answers(engine: Engine, topic: str) -> list[dict[str, str]]:
+    """What the channel was told by messages of this topic, in order."""
+    said = [bytes.fromhex(words[1]) for words in engine.log("message")]
+    told = [json.loads(data) for data in said if data.startswith(b"{")]
+    return [message for message in told if message.pop("topic") == topic]
+
+
+async def wait_answers(on: Stage, topic: str, count: int) -> list[dict[str, str]]:
+    """Without a tick of the media: what these answer to is for the test to let happen."""
+    deadline = time.monotonic() + 10
+    while len(found := answers(on.engine, topic)) < count:
+        assert time.monotonic() < deadline, on.engine.log()
+        await pass_time(0.02)
+        time.sleep(0.001)
+    return found
 
 
 async def fails(on: Stage, target: str = "agora:room") -> EndReason:
@@ -273,6 +309,7 @@ async def test_channel_that_is_lost_and_found() -> None:
         on.engine.ask("drop", "room", 50)
         await on.told(call, "noticed", "reconnecting")
         await on.told(call, "noticed", "reconnected")
+        on.engine.wait_log("cleared")  # of what the telephone said meanwhile
         await pass_time(60)
         assert "closed" not in [told[0] for told in call.told]
         await on.hang_up(call)
@@ -376,9 +413,17 @@ async def test_messages_both_ways() -> None:
         await call.connection.send_message(b"\0" * 10)
         await call.connection.send_message("meta", "audio-metadata")
         await call.connection.send_message(65 * "x", "audio-metadata")
-        while len(on.engine.log("message")) < 4:
+        await call.connection.send_message(2000 * "long", "topic")
+        await call.connection.send_message("short")
+        while len(on.engine.log("message")) < 4 + 12 + 1:
             await pass_time(0.02)
         said = [bytes.fromhex(words[1]) for words in on.engine.log("message")]
+        reader = MessageReader()
+        assert [reader.read("5", packet) for packet in said[4:]] == [
+            *[None] * 11,
+            ("topic", 2000 * "long"),
+            ("", "short"),
+        ]
         assert said[0] == b"hello"
         assert json.loads(said[1]) == {"topic": "topic", "message": "1"}
         assert json.loads(said[2]) == {"topic": "dtmf", "message": "5"}
@@ -405,6 +450,122 @@ async def test_channel_may_not_do_what_is_not_allowed() -> None:
         ann.tell(b'{"topic": "hangup", "message": ""}')
         await on.told(call, "message", "hangup")
         assert ("message", "dtmf", "1") in call.told
+        await on.hang_up(call)
+
+
+@in_event_loop
+async def test_channel_asks_for_what_the_telephone_does() -> None:
+    """It is told how that went, by an answer that nobody takes for a wish."""
+    async with stage(allow=("hold", "transfer")) as on:
+        ann = on.engine.join("room", "7")
+        call, other = await on.joined(), await on.joined("agora:other")
+        await on.told(call, "joined")
+        call.told.clear()
+        for topic, text in (("hold", "on"), ("hold", "off"), ("hold", ""), ("transfer", "sip:200@pbx")):
+            ann.tell(json.dumps({"topic": topic, "message": text}).encode())
+        assert await wait_answers(on, "hold", 3) == [
+            {"message": text, "state": "done"} for text in ("on", "off", "")
+        ]
+        assert await wait_answers(on, "transfer", 1) == [{"message": "sip:200@pbx", "state": "done"}]
+        assert call.told == [("hold", True), ("hold", False), ("hold", True), ("transfer", "sip:200@pbx")]
+        call.refusal = EndReason(EndKind.BUSY, "Busy Here", Party.CALLER, 486)
+        ann.tell(b'{"topic": "transfer", "message": "200"}')
+        (_, answer) = await wait_answers(on, "transfer", 2)
+        assert answer == {"message": "200", "state": "failed", "reason": "486 Busy Here"}
+        ann.tell(b'{"topic": "transfer", "message": ""}')
+        ann.tell(b'{"topic": "hold", "message": "perhaps"}')
+        ann.tell(b'{"topic": "play", "message": "ding.wav"}')
+        assert "expected a number" in (await wait_answers(on, "transfer", 3))[-1]["reason"]
+        assert "expected on or off" in (await wait_answers(on, "hold", 4))[-1]["reason"]
+        assert (await wait_answers(on, "play", 1))[0]["reason"] == "play is not allowed here"
+        assert other.told == []
+        await on.hang_up(call)
+        await on.hang_up(other)
+
+
+@in_event_loop
+async def test_answers_are_no_wishes() -> None:
+    """Two calls in one channel: what is told to the one who asked does not make the other ask again."""
+    async with stage(allow=("hold",)) as on:
+        ann = on.engine.join("room", "7")
+        call, other = await on.joined(), await on.joined()
+        await on.told(other, "joined", "7")
+        ann.tell(b'{"topic": "hold", "message": "on"}')
+        ann.tell(b'{"topic": "mark", "message": "a"}')
+        await wait_answers(on, "hold", 2)
+        await wait_answers(on, "mark", 2)
+        for _ in range(20):
+            await pass_time(0.02)
+            on.media.run(2)
+        assert (len(answers(on.engine, "hold")), len(answers(on.engine, "mark"))) == (2, 2)
+        for one in call, other:
+            assert [told for told in one.told if told[0] == "hold"] == [("hold", True)]
+            await on.hang_up(one)
+
+
+@pytest.mark.parametrize("receive", ["mix", "users"])
+@in_event_loop
+async def test_channel_has_a_sound_played(tmp_path: Path, receive: str) -> None:
+    audio.write_wav(tmp_path / "ding.wav", audio.tone(900, 1.0))
+    async with stage(allow=("play",), sounds=tmp_path, receive=receive) as on:
+        ann = on.engine.join("room", "7")
+        call = await on.joined(rate_hz=8000)
+        on.media.run(8)
+        for name in ("ding.wav", "../ding.wav", "", "..", "nothing.wav"):
+            ann.tell(json.dumps({"topic": "play", "message": name}).encode())
+        told = await wait_answers(on, "play", 5)
+        assert [answer["state"] for answer in told] == ["done", *["failed"] * 4]
+        on.media.run(8)
+        call.phone.forget()
+        on.media.run_s(0.3)
+        assert audio.find_tone(call.phone.heard, 8000) == pytest.approx(900, abs=3)
+        await on.hang_up(call)
+
+
+@pytest.mark.parametrize("receive", ["mix", "users"])
+@in_event_loop
+async def test_channel_is_told_what_has_been_heard(receive: str) -> None:
+    """Once it has been, and not when it came."""
+    async with stage(receive=receive) as on:
+        ann = on.engine.join("room", "7")
+        call = await on.joined()
+        await on.told(call, "joined")
+        on.media.run(8)
+        call.phone.forget()
+        ann.burst(audio.tone(500, 1.0, RATE_HZ))
+        await until(lambda: not on.engine.stats()["busy"])
+        await settle()
+        ann.tell(b'{"topic": "mark", "message": "greeting"}')
+        await until(lambda: not on.engine.stats()["busy"])
+        await settle()
+        on.media.run_s(0.9)
+        await pass_time(0.1)
+        assert answers(on.engine, "mark") == []
+        on.media.run_s(0.2)
+        assert await wait_answers(on, "mark", 1) == [{"message": "greeting", "state": "played"}]
+        assert len(np.trim_zeros(call.phone.heard)) > 0.99 * RATE_HZ
+        assert audio.find_tone(call.phone.heard[1000:15000], RATE_HZ) == pytest.approx(500, abs=3)
+        await on.hang_up(call)
+
+
+@pytest.mark.parametrize("receive", ["mix", "users"])
+@in_event_loop
+async def test_channel_drops_what_has_not_been_heard(receive: str) -> None:
+    async with stage(receive=receive) as on:
+        ann = on.engine.join("room", "7")
+        call = await on.joined()
+        await on.told(call, "joined")
+        ann.burst(audio.tone(500, 5.0, RATE_HZ))
+        await until(lambda: not on.engine.stats()["busy"])
+        ann.tell(b'{"topic": "mark", "message": "a"}')
+        on.media.run_s(0.2)
+        assert call.phone.heard.any()
+        ann.tell(b'{"topic": "clear", "message": ""}')
+        assert await wait_answers(on, "mark", 1) == [{"message": "a", "state": "cleared"}]
+        assert call.phone.clears == 1
+        call.phone.forget()
+        on.media.run_s(0.2)
+        assert not call.phone.heard[800:].any()
         await on.hang_up(call)
 
 
@@ -455,6 +616,44 @@ async def test_speech_is_told_and_interrupts(receive: str) -> None:
 
 
 @in_event_loop
+async def test_voices_of_all_are_told() -> None:
+    """Each user's as an event with that identity; the telephone's to the channel as well."""
+    async with stage(vad=VadConfig(stop_ms=700), receive="users") as on:
+        ann, bob = on.engine.join("room", "7"), on.engine.join("room", "8")
+        call = await on.joined()
+        await on.told(call, "joined", "8")
+
+        async def hear(far: FarUser, samples: Samples) -> None:
+            """In pieces of 100 ms, at the pace of the media."""
+            for start in range(0, len(samples), RATE_HZ // 10):
+                far.burst(samples[start : start + RATE_HZ // 10])
+                await until(lambda: not on.engine.stats()["busy"])
+                on.media.run_s(0.1)
+
+        def states(user_id: str) -> list[str]:
+            told = [told for told in call.told if told[:3] == ("noticed", "speech", user_id)]
+            return [told[3]["state"] for told in told]
+
+        await hear(ann, np.zeros(RATE_HZ, np.int16))
+        await hear(bob, audio.speech(2.5, RATE_HZ))
+        await on.until(lambda: "stop" in states("8"))
+        assert states("8")[0] == "start"
+        assert "speaking" in states("8")
+        await hear(bob, audio.speech(0.5, RATE_HZ))
+        await on.until(lambda: states("8")[-1] == "start")
+        bob.leave()
+        await on.told(call, "left", "8")
+        assert states("8")[-1] == "stop"
+        assert states("7") == states("") == []
+        call.phone.say(audio.speech(2.5, RATE_HZ))
+        await on.until(lambda: "stop" in states(""))
+        assert states("")[:2] == ["start", "speaking"]
+        await on.until(lambda: answers(on.engine, "speech")[-1:] == [{"message": "stop"}])
+        assert [message["message"] for message in answers(on.engine, "speech")] == states("")
+        await on.hang_up(call)
+
+
+@in_event_loop
 async def test_only_speech_is_sent() -> None:
     async with stage(vad=VadConfig(only_speech=True)) as on:
         ann = on.engine.join("room", "7")
@@ -473,15 +672,29 @@ async def test_only_speech_is_sent() -> None:
 # ---------------------------------------------------------------- what goes wrong
 
 
+async def use(on: Stage, call: FakeCall) -> None:
+    """All that a call does with the SDK once it has joined."""
+    call.phone.say(audio.tone(700, 1.0, RATE_HZ))
+    on.media.run_s(0.5)
+    await call.connection.send_message("x")
+    await call.connection.send_message("x", "audio-metadata")
+    on.engine.ask("expire", "room", 5000)
+    on.engine.ask("drop", "room", 20)
+    await on.told(call, "noticed", "reconnected")
+    for _ in range(10):
+        await settle()
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("function", NEEDED)
 @in_event_loop
 async def test_function_that_fails(function: str) -> None:
     """The call is told, nothing is left, and the next one joins."""
-    encryption = AgoraEncryptionConfig(key=SecretStr("secret"), salt=SALT)
-    async with stage(encryption=encryption, volume_interval_ms=100) as on:
-        on.engine.fail(function)
+    async with stage(**NEEDED[function]) as on:
+        on.engine.fail(function, -1, -1)
         reason = await fails(on)
         assert reason.detail.startswith("Agora: ")
+        on.engine.fail(function, 0, 0)
         await on.hang_up(await on.joined())
 
 
@@ -489,16 +702,30 @@ async def test_function_that_fails(function: str) -> None:
 @in_event_loop
 async def test_function_that_a_call_can_do_without(function: str) -> None:
     """The call goes on, and ends well."""
-    async with stage() as on:
+    async with stage(**HELPFUL[function]) as on:
         on.engine.fail(function, -1, -1)
         call = await on.joined()
-        call.phone.say(audio.tone(700, 1.0, RATE_HZ))
-        on.media.run_s(0.5)
-        await call.connection.send_message("x")
-        await call.connection.send_message("x", "audio-metadata")
-        await settle()
-        assert call.told == []
+        await use(on, call)
+        assert [told[1] for told in call.told] == ["reconnecting", "reconnected"]
         await on.hang_up(call)
+
+
+@in_event_loop
+async def test_no_other_function_is_called() -> None:
+    """So each of those that can fail does so in one of the two tests above."""
+    called: set[str] = set()
+    every: dict[str, Any] = {}
+    for changes in (*NEEDED.values(), *HELPFUL.values()):
+        every |= changes
+    for changes in ({}, every):
+        async with stage(**changes) as on:
+            call = await on.joined()
+            await use(on, call)
+            await on.hang_up(call)
+            engine = on.engine
+            await AgoraConnection.shut_down()
+            called |= set(engine.ask("called").split())
+    assert called == {*NEEDED, *HELPFUL}
 
 
 @in_event_loop
@@ -541,6 +768,23 @@ async def test_frames_of_others_that_are_not_known_are_dropped() -> None:
         call.connection.hear("nobody", np.zeros(160, np.int16))
         await on.hang_up(call)
         call.connection.hear("nobody", np.zeros(160, np.int16))
+
+
+@in_event_loop
+async def test_audio_that_was_not_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    """Of another rate, or of two channels: it would be noise. It is said once, not for each frame."""
+    async with stage() as on:
+        call = await on.joined()
+        assert isinstance(call.connection, AgoraConnection)
+        assert call.connection._link is not None
+        for rate_hz, channels in ((48000, 1), (16000, 2)):
+            frame = SimpleNamespace(samples_per_sec=rate_hz, channels=channels, buffer=bytearray(1280))
+            call.connection._link.hear("", frame)
+        (warning,) = [message for message in caplog.messages if "not heard" in message]
+        assert "48000 Hz and 1 channels" in warning
+        on.media.run_s(0.1)
+        assert not call.phone.heard.any()
+        await on.hang_up(call)
 
 
 @in_event_loop
@@ -627,9 +871,14 @@ async def test_pool_that_is_full() -> None:
 # ---------------------------------------------------------------- the SDK itself
 
 
-def test_sdk_changes_nothing_of_the_process(capsys: pytest.CaptureFixture[str]) -> None:
-    """Its import switches off the checking of certificates, and it prints; neither comes through."""
-    with in_this_process():
+def test_sdk_changes_nothing_of_the_process(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its import switches off the checking of certificates, and it prints; neither comes through.
+
+    What it has to say is in our log, without its line for each frame.
+    """
+    with in_this_process(), caplog.at_level(logging.DEBUG, "sipbridge"):
         for name in [name for name in sys.modules if name.partition(".")[0] == "agora"]:
             del sys.modules[name]
         sdk.load.cache_clear()
@@ -638,6 +887,11 @@ def test_sdk_changes_nothing_of_the_process(capsys: pytest.CaptureFixture[str]) 
         assert ssl._create_default_https_context is before
         sys.modules["agora.rtc.rtc_connection"].print("hello")
         assert "hello" not in capsys.readouterr().out
+        assert "the SDK says: hello" in caplog.messages
+        logging.getLogger("agora.rtc.local_user").warning("a warning")
+        logging.getLogger("agora.rtc.local_user").debug("a frame")
+        assert "a warning" in caplog.messages
+        assert "a frame" not in caplog.messages
         assert names.AgoraService
 
 

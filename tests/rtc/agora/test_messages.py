@@ -28,6 +28,13 @@ def test_topic_goes_along() -> None:
     assert read([packet]) == [("dtmf", "5")]
 
 
+def test_answer_is_no_message_with_its_topic() -> None:
+    """Who reads it takes it for a text."""
+    (packet,) = MessageWriter().write("greeting", "mark", state="played")
+    assert json.loads(packet) == {"topic": "mark", "message": "greeting", "state": "played"}
+    assert read([packet]) == [("", packet.decode())]
+
+
 def test_data_and_long_texts_are_cut() -> None:
     """No packet is longer than Agora lets through, and none has a zero byte."""
     packets = MessageWriter().write(b"\0\xff" * 1000)

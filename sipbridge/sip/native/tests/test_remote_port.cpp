@@ -76,6 +76,26 @@ void whatIsClearedIsNotHeard() {
   for (int16_t sample : house.hears(listener.id(), 20)) CHECK(sample == 0);
 }
 
+void itIsKnownWhatHasBeenHeard() {
+  House house;
+  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+  SamplePort listener(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+  const Samples loud(3 * kFrame + 10, 8000);
+  speaker.feed(loud.data(), loud.size());
+  const auto end = speaker.fed();
+  CHECK(end == 3 * kFrame);  // the rest is no frame yet
+  CHECK(speaker.taken() == 0);
+  house.hears(listener.id(), 4);
+  CHECK(speaker.fed() == end && speaker.taken() == 0);  // nobody listens, so it waits in the port's queue
+  house.link(speaker.id(), listener.id());
+  house.hears(listener.id(), 20);
+  CHECK(speaker.taken() == end);
+  speaker.feed(loud.data(), loud.size());
+  CHECK(speaker.fed() == end + 3 * kFrame);
+  speaker.clear();
+  CHECK(speaker.taken() == speaker.fed() && speaker.taken() == 2 * loud.size());
+}
+
 void whatIsWrittenIsHeardUntilItIsCleared() {
   House house;
   SamplePort speaker(house.clock, house.bank, house.outbox, 8000, kFrameMs);
@@ -161,6 +181,7 @@ void threadsMeet() {
 int main() {
   speechGoesFromOneToTheOther();
   whatIsClearedIsNotHeard();
+  itIsKnownWhatHasBeenHeard();
   whatIsWrittenIsHeardUntilItIsCleared();
   aClosedOneIsGone();
   theOutboxWaitsAndForgetsTheOldest();
