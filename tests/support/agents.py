@@ -56,7 +56,7 @@ class Line(FakeListener):
             due += FRAME_S
             time.sleep(max(0.0, due - time.monotonic()))
             route, source = self._route, self._source
-            if route is None:
+            if route is None or route.take is None:
                 continue
             count = round(self.sample_rate_hz * FRAME_S)
             route.take(self._padded(self._voice, count), self.sample_rate_hz)

@@ -255,7 +255,7 @@ class AgoraConnection(RtcConnection):
         self._out = self.context.remotes.open_samples(rate_hz, self._say)
         if self._hears_users:
             # only one port may hear the telephone alone, and it has to have its rate
-            media.attach(self._out.port_id, Channel(_nothing))
+            media.attach(self._out.port_id, Channel())
             media.attach(self._port.port_id, Room(self._room, to=self._out.port_id))
             for user_id in self._present:
                 self._open_user(user_id)
@@ -518,7 +518,7 @@ class AgoraConnection(RtcConnection):
         rate_hz = self._port.sample_rate_hz
         if rate_hz != out.sample_rate_hz:
             self._out = self.context.remotes.open_samples(rate_hz, self._say)
-            self.context.media.attach(self._out.port_id, Channel(_nothing))
+            self.context.media.attach(self._out.port_id, Channel())
             self.context.media.attach(self._port.port_id, Room(self._room, to=self._out.port_id))
             _keep(out.leave(self.context.media))
 
