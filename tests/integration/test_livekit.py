@@ -470,16 +470,18 @@ def test_media_connections_that_cannot_be_made(
         livekit_proxy.fingerprint_of_client,
         livekit_proxy.candidates,
     ):
-        proxy.alter = alter
         phone, at = agent(server=proxied.sip_address), time.monotonic()
-        with pytest.raises(RefusedError) as caught:
-            phone.call(room, rtp())
+        proxy.alter = alter
+        try:
+            with pytest.raises(RefusedError) as caught:
+                phone.call(room, rtp())
+        finally:
+            proxy.alter = livekit_proxy.nothing
         assert caught.value.status == 504
         assert time.monotonic() - at < CONNECT_S + 2
         ended = proxied.ended(phone.user)
         assert (ended.kind, ended.by) == ("channel_failed", "channel")
         assert "(ICE or DTLS)" in ended.detail
-    proxy.alter = livekit_proxy.nothing
     join(room, hz=FAR_HZ)
     party = call(room, server=proxied.sip_address)
     hears(party, FAR_HZ)
