@@ -12,8 +12,8 @@
 The audio has a private room of the media loop. Where the SDK mixes, the telephone and one port are in it,
 and a frame of one rate goes from one to the other natively::
 
-    telephone ◄───► [port] ── 20 ms ──► SDK
-                           ◄── 20 ms ── SDK: all others
+    telephone ◄───► [port] ── 20 ms, at the channel's rate ──► SDK
+                           ◄── 20 ms, at the telephone's ───── SDK: all others
 
 Where it does not, there is a port for each of the others, each with its own jitter queue, and one that hears
 the telephone alone::
@@ -27,9 +27,10 @@ Everything here lives on the event loop, but for `hear` (threads of the SDK) and
 
 import asyncio
 import contextlib
+import functools
 import re
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -72,6 +73,7 @@ _MAX_KEYS = 64  # of one request
 _MAX_NAME = 256  # of a mark, or of what somebody asks for
 _BROKEN_IN_A_ROW = 50  # frames that the SDK did not take: a second
 _MAX_WAITING = 2000  # packets of messages
+_MAX_CAME = 200  # frames that wait to be converted
 _PACKET_S = 1 / 60  # between two of them: Agora takes no more than 60 a second
 
 _leaving: set[asyncio.Task[None]] = set()  # calls whose audio still fades
@@ -119,6 +121,9 @@ class AgoraConnection(RtcConnection):
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken = 0  # frames in a row
         self._converter = Converter(context.config.media.live_resampler)
+        self._came_converter = Converter(context.config.media.live_resampler)
+        # What all others say, until it is converted; and what has to be done once it is fed.
+        self._came: deque[Samples | Callable[[], None]] = deque(maxlen=_MAX_CAME)
         self._voice: Voice | None = None  # the telephone's, where voices are looked for
         self._marks: Marks
         self._join: JoinRequest
@@ -247,18 +252,21 @@ class AgoraConnection(RtcConnection):
 
     def _attach(self) -> None:
         """Opens the port that the telephone is heard by, and lets the telephone hear the room."""
-        media = self.context.media
-        rate_hz = self._port.sample_rate_hz if self._hears_users else self._rate_hz
         vad, settings = self._config.vad, self._vad_settings
         if vad is not None and settings is not None:
             self._voice = Voice(self._rate_hz, settings, only_speech=vad.only_speech)
-        self._out = self.context.remotes.open_samples(rate_hz, self._say)
+        self._open_out()
+        for user_id in self._present:
+            self._open_user(user_id)
+
+    def _open_out(self) -> None:
+        """It has the telephone's rate, so whole frames are handed on."""
+        media = self.context.media
+        self._out = self.context.remotes.open_samples(self._port.sample_rate_hz, self._say)
         if self._hears_users:
-            # only one port may hear the telephone alone, and it has to have its rate
+            # only one port may hear the telephone alone
             media.attach(self._out.port_id, Channel())
             media.attach(self._port.port_id, Room(self._room, to=self._out.port_id))
-            for user_id in self._present:
-                self._open_user(user_id)
         else:
             media.attach(self._out.port_id, Room(self._room))
             media.attach(self._port.port_id, Room(self._room))
@@ -289,8 +297,11 @@ class AgoraConnection(RtcConnection):
         if self._closed:
             return
         if not user_id:
-            if self._out is not None:
-                self._out.feed(samples)
+            out = self._out
+            if out is not None and out.sample_rate_hz == self._rate_hz:
+                out.feed(samples)
+            elif out is not None:
+                self._came.append(samples)
         elif (user := self._users.get(user_id)) is not None:
             user.port.feed(samples)
             if user.voice is not None:
@@ -301,6 +312,8 @@ class AgoraConnection(RtcConnection):
         link = self._link
         if link is None or self._closed:
             return
+        if self._came:
+            self._feed_what_came()
         frame = self._converter.convert(frame, rate_hz, self._rate_hz)
         if self._voice is None:
             self._push(link, frame)
@@ -314,6 +327,15 @@ class AgoraConnection(RtcConnection):
             if user.voice is not None:
                 for state in user.voice.judge():
                     self._tell_speech(user_id, state)
+
+    def _feed_what_came(self) -> None:
+        out = self._out
+        while self._came:
+            item = self._came.popleft()
+            if callable(item):
+                self.loop.call_soon_threadsafe(item)
+            elif out is not None:
+                out.feed(self._came_converter.convert(item, self._rate_hz, out.sample_rate_hz))
 
     def _push(self, link: Link, samples: Samples) -> None:
         try:
@@ -344,6 +366,10 @@ class AgoraConnection(RtcConnection):
 
     def _drop_playback(self) -> None:
         """What others said and the telephone has not heard."""
+        while self._came:
+            item = self._came.popleft()
+            if callable(item):
+                item()
         for port in (self._out, *(user.port for user in self._users.values())):
             if port is not None:
                 port.clear()
@@ -464,8 +490,11 @@ class AgoraConnection(RtcConnection):
             case "hold" | "transfer" | "play":
                 self._spawn(self._obey(topic, text))
             case "mark":
-                if not self._marks.set(text[:_MAX_NAME], self._port_of(user_id)):
-                    self._log.warning("too many marks wait; one is not answered")
+                mark = functools.partial(self._mark, user_id, text[:_MAX_NAME])
+                if self._came:  # and is to be fed first
+                    self._came.append(mark)
+                else:
+                    mark()
             case "clear":
                 self._drop_playback()
             case _:
@@ -484,6 +513,10 @@ class AgoraConnection(RtcConnection):
             self._answer(wish, text, state="failed", reason=str(error))
         else:
             self._answer(wish, text, state="done")
+
+    def _mark(self, user_id: str, name: str) -> None:
+        if not self._closed and not self._marks.set(name, self._port_of(user_id)):
+            self._log.warning("too many marks wait; one is not answered")
 
     def _answer(self, topic: str, text: str, **more: str) -> None:
         if not self._closed:
@@ -513,14 +546,11 @@ class AgoraConnection(RtcConnection):
 
     def call_changed(self, status: CallStatus) -> None:
         out = self._out
-        if self._closed or out is None or not self._hears_users:
+        if self._closed or out is None or self._port.sample_rate_hz == out.sample_rate_hz:
             return
-        rate_hz = self._port.sample_rate_hz
-        if rate_hz != out.sample_rate_hz:
-            self._out = self.context.remotes.open_samples(rate_hz, self._say)
-            self.context.media.attach(self._out.port_id, Channel())
-            self.context.media.attach(self._port.port_id, Room(self._room, to=self._out.port_id))
-            _keep(out.leave(self.context.media))
+        self._open_out()
+        self._marks.leave(out)
+        _keep(out.leave(self.context.media))
 
     async def send_dtmf(self, digit: str, duration_ms: int) -> None:
         await self.send_message(digit, DTMF)
