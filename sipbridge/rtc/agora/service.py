@@ -16,6 +16,7 @@ import concurrent.futures
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _LEAVE_S = 2.0  # that the SDK may take to say that a channel was left
 _STOP_S = 5.0  # that all calls may take for it, at the end of the process
+_EXCHANGE_S = 0.1  # that it takes the SDK to exchange a track
 _LOG_KB = 2048  # of one file of the SDK's log; it keeps a few
 _SMOOTH = 3  # of volumes, as Agora recommends
 
@@ -345,7 +347,12 @@ class Link:
 
     def publish(self) -> None:
         """From now on what is pushed is heard."""
-        self._ask("publish_audio", self._native.publish_audio)
+        try:
+            self._ask("publish_audio", self._native.publish_audio)
+        except SdkCallError:
+            # it exchanges the track, on a thread of its own, where agents are too old for the scenario
+            time.sleep(_EXCHANGE_S)
+            self._ask("publish_audio", self._native.publish_audio)
         with self._sending:
             self._is_published = True
 
