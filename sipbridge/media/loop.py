@@ -478,7 +478,7 @@ class MediaLoop:
                     continue
                 delivered = DELIVERED if member.route.take is not None else 0
                 pulled = PULLED if member.stream is not None else 0
-                if delivered or pulled or member.overlays:
+                if delivered or pulled:
                     self._channels[member.port_id] = member
                 whole[member.port_id] = 0, delivered | pulled | muted
             elif member.port_id in self._links:

@@ -386,13 +386,13 @@ class Session:
         if self._is_muted:
             self.mute(True)
         for other in self._others.values():
-            other.subscribed.clear()  # it is told of each of them again
+            self._ask_for(other, sorted(other.subscribed))
         if self._is_offered or self._has_to_offer:
             self._is_offered = False
             self._spawn(self._offer())
 
     async def _take_messages(self) -> None:
-        """One after the other: what an offer brings is used before the next is looked at."""
+        """One after the other: what an answer brings is used before the next is looked at."""
         while True:
             message = await self._messages.get()
             match message.WhichOneof("message"):
@@ -436,18 +436,14 @@ class Session:
     def _see_heard(self) -> None:
         """Who speaks in which section may have changed."""
         assert self._peer is not None
+        wanted = {sid for other in self._others.values() for sid in other.subscribed}
         for mid, track in self._peer.tracks.items():
-            is_heard = track.direction is Direction.RECVONLY and self._track_sids.get(mid) in self._wanted
+            is_heard = track.direction is Direction.RECVONLY and self._track_sids.get(mid) in wanted
             if is_heard and mid not in self._heard:
                 self._heard[mid] = track
                 self._listener.track_added(track)
             elif not is_heard and mid in self._heard:
                 self._listener.track_removed(self._heard.pop(mid))
-
-    @property
-    def _wanted(self) -> set[str]:
-        """The sids of all tracks that we want to hear."""
-        return {sid for other in self._others.values() for sid in other.subscribed}
 
     def _add_candidate(self, trickle: TrickleRequest) -> None:
         assert self._peer is not None
@@ -501,11 +497,14 @@ class Session:
         other.subscribed = audio
         if not audio:
             self._silence(info.identity)
-        if new:
-            tracks = [ParticipantTracks(participant_sid=info.sid, track_sids=new)]
-            wanted = UpdateSubscription(track_sids=new, subscribe=True, participant_tracks=tracks)
-            self._send(subscription=wanted)
+        self._ask_for(other, new)
         self._see_heard()
+
+    def _ask_for(self, other: _Other, track_sids: list[str]) -> None:
+        if track_sids:
+            tracks = [ParticipantTracks(participant_sid=other.sid, track_sids=track_sids)]
+            wanted = UpdateSubscription(track_sids=track_sids, subscribe=True, participant_tracks=tracks)
+            self._send(subscription=wanted)
 
     def _take_leave(self, leave: LeaveRequest) -> None:
         end = end_of(leave)

@@ -53,7 +53,7 @@ class SignalListener(Protocol):
         ...
 
     def signal_lost(self, detail: str) -> None:
-        """The connection is gone. Not told after `close()`."""
+        """The connection is gone. Not told after `close()`, nor before `open` or `resume` has returned."""
         ...
 
 
@@ -64,7 +64,7 @@ class Signal:
         self._listener = listener
         self._transport: Transport | None = None
         self._first: asyncio.Future[SignalResponse] = asyncio.get_running_loop().create_future()
-        self._closed = False
+        self._is_open = self._closed = False
         self._ping: asyncio.TimerHandle | None = None
         self._ping_s = _PING_S
         self._ping_timeout_s = 3 * _PING_S
@@ -118,6 +118,7 @@ class Signal:
             raise RefusedError(f"the server sends us away: {name_of(first.leave)}")
         if self._closed and first.WhichOneof("message") in ("join", "reconnect"):
             raise UnreachableError("the connection was lost as soon as the server had let us in")
+        self._is_open = True
         return first
 
     def send(self, request: SignalRequest) -> None:
@@ -193,7 +194,8 @@ class Signal:
             )
             self._first.exception()  # there may be nobody any more who waits for it
         self._stop()
-        self._listener.signal_lost(detail.replace("the agent", "the server"))
+        if self._is_open:
+            self._listener.signal_lost(detail.replace("the agent", "the server"))
 
 
 def _join_request() -> JoinRequest:

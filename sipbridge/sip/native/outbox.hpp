@@ -16,7 +16,8 @@ struct Heard {
   std::string data;  // a frame of int16 samples, or what the port makes of one
 };
 
-// One thread waits, any may push, and says so by `flush`: once for all that it has. Copies are the same outbox: a port has one, and so may outlive the engine's.
+// One thread waits, any may push, and says so by `flush`: once for all that it has. Copies are the same outbox: a port
+// has one, and so may outlive the engine's.
 class Outbox {
  public:
   // All that has been heard since it was asked last, in its order; nothing after timeout_ms, or once it is closed.

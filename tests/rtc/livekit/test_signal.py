@@ -304,5 +304,8 @@ def test_nobody_there_and_an_end_without_a_word() -> None:
             told = Told()
             with pytest.raises(UnreachableError):
                 await Signal(told).open(entry, 5)
+            with pytest.raises(UnreachableError):
+                await Signal(told).resume(entry, "PA_1", Signal(told), 5)
+        assert told.lost == []  # whoever waits knows
 
     asyncio.run(main())
