@@ -393,10 +393,10 @@ class RtpPeer:
         return found
 
     def wait_digits(self, digits: str, timeout_s: float = 5.0) -> list[Digit]:
-        """Until so many events have ended; their digits must be these."""
+        """Until so many events have ended, each with all its ends; their digits must be these."""
 
         def ended() -> list[Digit]:
-            return [digit for digit in self.digits() if digit.ends]
+            return [digit for digit in self.digits() if digit.ends >= _END_REPEATS]
 
         with self._changed:
             self._changed.wait_for(lambda: len(ended()) >= len(digits), timeout_s)
