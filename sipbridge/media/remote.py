@@ -150,11 +150,11 @@ class RemotePorts:
     def __init__(
         self,
         outbox: Outbox,
-        make_sample_port: Callable[[int, int], NativeSamplePort],
+        make_sample_port: Callable[[int, int, int], NativeSamplePort],
         make_track_port: Callable[[TrackOptions], NativeTrackPort] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """`make_sample_port(rate_hz, frame_ms)`; without the others no tracks can be opened."""
+        """`make_sample_port(rate_hz, member_rate_hz, frame_ms)`; without the others there are no tracks."""
         self._outbox = outbox
         self._make_sample_port = make_sample_port
         self._make_track_port = make_track_port
@@ -184,16 +184,25 @@ class RemotePorts:
         self._threads = []
 
     def open_samples(
-        self, rate_hz: int, take: Callable[[Samples, int], None], *, frame_ms: int = 20
+        self,
+        rate_hz: int,
+        take: Callable[[Samples, int], None] | None,
+        *,
+        member_rate_hz: int = 0,
+        frame_ms: int = 20,
     ) -> "SamplePort":
         """A member that speaks and hears samples.
 
-        `take(frame, rate_hz)` is called on the thread of all remote ports once every `frame_ms`, whether
-        somebody speaks or not: it must not wait. The frame is its own to keep, and read-only.
+        It does so at `member_rate_hz`, by default that of its port: conversion is native, and costs up to
+        1.75 ms of delay each way. `take(frame, rate_hz)` is called on the thread of all remote ports once
+        every `frame_ms`, whether somebody speaks or not: it must not wait. The frame is its own to keep,
+        and read-only. None for a member that only speaks.
         """
-        native = self._make_sample_port(rate_hz, frame_ms)
+        member_hz = member_rate_hz or rate_hz
+        native = self._make_sample_port(rate_hz, member_hz, frame_ms)
         port = SamplePort(native, self.forget)
-        self.listen(port.port_id, lambda data: take(np.frombuffer(data, np.int16), rate_hz))
+        if take is not None:
+            self.listen(port.port_id, lambda data: take(np.frombuffer(data, np.int16), member_hz))
         return port
 
     def open_track(self, options: TrackOptions, send: Take) -> "TrackPort":
@@ -319,7 +328,7 @@ class SamplePort(_RemotePort[NativeSamplePort]):
     """One member's port, samples on both sides."""
 
     def feed(self, samples: Samples) -> None:
-        """What the member says next, (n,) samples at `sample_rate_hz`.
+        """What the member says next, (n,) samples at its rate.
 
         It is heard frame by frame in real time; what comes too fast for that is dropped once the port's
         queue is full, so a member that is ahead of time has to wait.
@@ -332,7 +341,10 @@ class SamplePort(_RemotePort[NativeSamplePort]):
 
     @property
     def fed(self) -> int:
-        """Samples that were ever fed, up to the last whole frame: `taken` comes so far once all is heard."""
+        """Samples at `sample_rate_hz` that were ever fed, up to the last whole frame.
+
+        `taken` comes so far once all is heard.
+        """
         return self._native.fed()
 
     @property

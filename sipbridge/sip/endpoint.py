@@ -425,10 +425,12 @@ class SipEndpoint:
                 EndReason(EndKind.OVERLOAD, f"{limit} calls of this trunk are up: that is its limit")
             )
 
-    def make_sample_port(self, rate_hz: int, frame_ms: int) -> "pj.SamplePort":
+    def make_sample_port(self, rate_hz: int, member_rate_hz: int, frame_ms: int) -> "pj.SamplePort":
         """The port of a member that is no telephone. Any thread."""
         engine = self.engine
-        return pj.SamplePort(engine.clock(), engine.bank(), engine.outbox(), rate_hz, frame_ms)
+        return pj.SamplePort(
+            engine.clock(), engine.bank(), engine.outbox(), rate_hz, member_rate_hz, frame_ms
+        )
 
     def make_track_port(self, options: TrackOptions) -> "pj.TrackPort":
         """The port of a member behind a track. Any thread. ValueError for a codec that there is not."""

@@ -41,6 +41,40 @@ def test_it_speaks_with_a_telephone() -> None:
     np.testing.assert_array_equal(np.concatenate(heard)[400:], speech[400 : len(heard) * FRAME])
 
 
+def test_one_at_another_rate() -> None:
+    """It says and hears at 16 kHz what a telephone hears and says at 8."""
+    media = FakeMedia()
+    heard: list[Samples] = []
+
+    def take(frame: Samples, rate_hz: int) -> None:
+        assert rate_hz == 16000
+        heard.append(frame)
+
+    member = media.remotes.open_samples(8000, take, member_rate_hz=16000)
+    phone = media.bank.add()
+    for port_id in member.port_id, phone.port_id:
+        media.loop.attach(port_id, Room("r"))
+    phone.say(audio.tone(1000.0, 0.5))
+    member.feed(audio.tone(700.0, 0.5, rate_hz=16000))
+    media.run_s(0.4)
+    assert abs(audio.find_tone(phone.heard[400:], 8000) - 700) < 5
+    assert {len(frame) for frame in heard} == {2 * FRAME}
+    assert abs(audio.find_tone(np.concatenate(heard)[800:], 16000) - 1000) < 5
+
+
+def test_one_that_only_speaks() -> None:
+    """Nobody is asked to take what it hears."""
+    media = FakeMedia()
+    member = media.remotes.open_samples(8000, None)
+    phone = media.bank.add()
+    for port_id in member.port_id, phone.port_id:
+        media.loop.attach(port_id, Room("r"))
+    phone.say(audio.tone(1000.0, 0.5))
+    member.feed(audio.tone(700.0, 0.5))
+    media.run_s(0.4)
+    assert abs(audio.find_tone(phone.heard[400:], 8000) - 700) < 5
+
+
 def test_one_that_is_cleared_is_silent() -> None:
     media = FakeMedia()
     member = media.remotes.open_samples(8000, lambda frame, rate_hz: None)
@@ -87,7 +121,9 @@ def test_a_fault_of_one_is_not_the_others(caplog: pytest.LogCaptureFixture) -> N
 
 def test_thread_takes_what_comes() -> None:
     outbox = FakeOutbox()
-    remotes = RemotePorts(outbox, lambda rate_hz, frame_ms: pytest.fail("nobody asks for one"))
+    remotes = RemotePorts(
+        outbox, lambda rate_hz, member_rate_hz, frame_ms: pytest.fail("nobody asks for one")
+    )
     came = threading.Event()
     remotes.listen(7, lambda data: came.set() if data == b"seven" else None)
     remotes.start()
@@ -167,7 +203,7 @@ def test_packets_of_a_track_go_both_ways() -> None:
         made.append(_Track(options))
         return made[-1]
 
-    remotes = RemotePorts(outbox, lambda rate_hz, frame_ms: pytest.fail("no samples"), make)
+    remotes = RemotePorts(outbox, lambda rate_hz, member_rate_hz, frame_ms: pytest.fail("no samples"), make)
     sent: list[bytes] = []
     port = remotes.open_track(TrackOptions(rate_hz=16_000, ssrc=1), sent.append)
     assert (port.port_id, port.sample_rate_hz) == (9, 16_000)
@@ -186,7 +222,9 @@ def test_packets_of_a_track_go_both_ways() -> None:
 def test_tracks_are_asked_before_each_tick(caplog: pytest.LogCaptureFixture) -> None:
     """Until they want no more; one that fails is asked once."""
     clock = _Clock()
-    remotes = RemotePorts(FakeOutbox(), lambda rate_hz, frame_ms: pytest.fail("no samples"), None, clock)
+    remotes = RemotePorts(
+        FakeOutbox(), lambda rate_hz, member_rate_hz, frame_ms: pytest.fail("no samples"), None, clock
+    )
     to_tick_ms: list[float] = []
     enough = threading.Event()
 
@@ -214,7 +252,7 @@ def test_tracks_are_asked_before_each_tick(caplog: pytest.LogCaptureFixture) -> 
 
 def test_what_is_asked_rarely_is_asked_in_turn() -> None:
     """Every second, fourth or eighth tick; of eight that are asked every eighth, one at each."""
-    remotes = RemotePorts(FakeOutbox(), lambda rate_hz, frame_ms: pytest.fail("no samples"))
+    remotes = RemotePorts(FakeOutbox(), lambda rate_hz, member_rate_hz, frame_ms: pytest.fail("no samples"))
     asked: collections.Counter[str] = collections.Counter()
     at: list[int] = []
     ends = [remotes.poll(functools.partial(asked.update, [str(every)]), every) for every in (1, 2, 4, 8)]

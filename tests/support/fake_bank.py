@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sipbridge.media.loop import DELIVERED, HEARD, MUTED, PULLED, MediaLoop, SampleSource
 from sipbridge.media.remote import RemotePorts
 from sipbridge.media.tones import Clip
-from sipbridge.resample import ResamplerKind
+from sipbridge.resample import ResamplerKind, make_resampler
 from tests.support.codecs import Samples
 
 TICK_MS = 5
@@ -90,9 +90,20 @@ class FakeStats:
 class FakeSamplePort(FakePort):
     """A member without a telephone; what it hears is put together to frames."""
 
-    def __init__(self, port_id: int, rate_hz: int, outbox: "FakeOutbox", close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        port_id: int,
+        rate_hz: int,
+        member_rate_hz: int,
+        outbox: "FakeOutbox",
+        close: Callable[[], None],
+    ) -> None:
         super().__init__(port_id, rate_hz)
         self.close = close
+        self._converts = member_rate_hz != rate_hz
+        if self._converts:
+            self._from_member = make_resampler("polyphase", member_rate_hz, rate_hz, 1)
+            self._to_member = make_resampler("polyphase", rate_hz, member_rate_hz, 1)
         self._outbox = outbox
         self._fed = np.zeros(0, np.int16)
         self._fed_count = 0
@@ -101,6 +112,8 @@ class FakeSamplePort(FakePort):
         return self.port_id
 
     def feed(self, samples: Samples) -> None:
+        if self._converts:
+            samples = self._from_member.process(samples.reshape(1, -1))[0]
         self._fed = np.concatenate((self._fed, samples))
         self._fed_count += len(samples)
 
@@ -128,7 +141,10 @@ class FakeSamplePort(FakePort):
     def write(self, samples: Samples) -> None:
         super().write(samples)
         if len(self._heard) == FRAME_TICKS:
-            self._outbox.frames.append((self.port_id, self.heard.tobytes()))
+            frame = self.heard
+            if self._converts:
+                frame = self._to_member.process(frame.reshape(1, -1))[0]
+            self._outbox.frames.append((self.port_id, frame.tobytes()))
             self.forget()
 
 
@@ -177,8 +193,8 @@ class FakeBank:
         self._next_id += 1
         return port
 
-    def add_remote(self, rate_hz: int, outbox: FakeOutbox) -> FakeSamplePort:
-        port = FakeSamplePort(self._next_id, rate_hz, outbox, lambda: self.remove(port))
+    def add_remote(self, rate_hz: int, member_rate_hz: int, outbox: FakeOutbox) -> FakeSamplePort:
+        port = FakeSamplePort(self._next_id, rate_hz, member_rate_hz, outbox, lambda: self.remove(port))
         self.ports[port.port_id] = port
         self._next_id += 1
         return port
@@ -332,7 +348,9 @@ class FakeMedia:
         self.clock = FakeClock()
         self.loop = MediaLoop(self.clock, self.bank, tick_ms=tick_ms, live_resampler=live_resampler)
         outbox = FakeOutbox()
-        self.remotes = RemotePorts(outbox, lambda rate_hz, frame_ms: self.bank.add_remote(rate_hz, outbox))
+        self.remotes = RemotePorts(
+            outbox, lambda rate_hz, member_hz, frame_ms: self.bank.add_remote(rate_hz, member_hz, outbox)
+        )
 
     def run(self, ticks: int = 1) -> None:
         for _ in range(ticks):

@@ -13,7 +13,7 @@ The audio has a private room of the media loop. Where the SDK mixes, the telepho
 and a frame of one rate goes from one to the other natively::
 
     telephone ◄───► [port] ── 20 ms, at the channel's rate ──► SDK
-                           ◄── 20 ms, at the telephone's ───── SDK: all others
+                           ◄── 20 ms ───────────────────────── SDK: all others
 
 Where it does not, there is a port for each of the others, each with its own jitter queue, and one that hears
 the telephone alone::
@@ -27,10 +27,9 @@ Everything here lives on the event loop, but for `hear` (threads of the SDK) and
 
 import asyncio
 import contextlib
-import functools
 import re
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -62,7 +61,6 @@ from sipbridge.rtc.base import (
 )
 from sipbridge.rtc.token_server import TokenError
 from sipbridge.rtc.websocket.connection import fill_parameters
-from sipbridge.rtc.websocket.session import Converter
 
 DTMF, MARK, METADATA, SPEECH = "dtmf", "mark", "audio-metadata", "speech"  # topics of ours
 
@@ -73,14 +71,9 @@ _MAX_KEYS = 64  # of one request
 _MAX_NAME = 256  # of a mark, or of what somebody asks for
 _BROKEN_IN_A_ROW = 50  # frames that the SDK did not take: a second
 _MAX_WAITING = 2000  # packets of messages
-_MAX_CAME = 200  # frames that wait to be converted
 _PACKET_S = 1 / 60  # between two of them: Agora takes no more than 60 a second
 
 _leaving: set[asyncio.Task[None]] = set()  # calls whose audio still fades
-
-
-def _nothing(frame: Samples, rate_hz: int) -> None:
-    """A port that only speaks hears nothing, and the other way round."""
 
 
 @dataclass(slots=True, eq=False)
@@ -120,10 +113,6 @@ class AgoraConnection(RtcConnection):
         self._lost: asyncio.TimerHandle | None = None  # while the channel is waited for
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken = 0  # frames in a row
-        self._converter = Converter(context.config.media.live_resampler)
-        self._came_converter = Converter(context.config.media.live_resampler)
-        # What all others say, until it is converted; and what has to be done once it is fed.
-        self._came: deque[Samples | Callable[[], None]] = deque(maxlen=_MAX_CAME)
         self._voice: Voice | None = None  # the telephone's, where voices are looked for
         self._marks: Marks
         self._join: JoinRequest
@@ -262,7 +251,9 @@ class AgoraConnection(RtcConnection):
     def _open_out(self) -> None:
         """It has the telephone's rate, so whole frames are handed on."""
         media = self.context.media
-        self._out = self.context.remotes.open_samples(self._port.sample_rate_hz, self._say)
+        self._out = self.context.remotes.open_samples(
+            self._port.sample_rate_hz, self._say, member_rate_hz=self._rate_hz
+        )
         if self._hears_users:
             # only one port may hear the telephone alone
             media.attach(self._out.port_id, Channel())
@@ -280,7 +271,7 @@ class AgoraConnection(RtcConnection):
 
     def _open_user(self, user_id: str) -> None:
         if self._hears_users and self._out is not None and user_id not in self._users:
-            port = self.context.remotes.open_samples(self._rate_hz, _nothing)
+            port = self.context.remotes.open_samples(self._rate_hz, None)
             self.context.media.attach(port.port_id, Room(self._room))
             settings = self._vad_settings
             voice = FarVoice(self._rate_hz, settings) if settings is not None else None
@@ -297,11 +288,8 @@ class AgoraConnection(RtcConnection):
         if self._closed:
             return
         if not user_id:
-            out = self._out
-            if out is not None and out.sample_rate_hz == self._rate_hz:
+            if (out := self._out) is not None:
                 out.feed(samples)
-            elif out is not None:
-                self._came.append(samples)
         elif (user := self._users.get(user_id)) is not None:
             user.port.feed(samples)
             if user.voice is not None:
@@ -312,9 +300,6 @@ class AgoraConnection(RtcConnection):
         link = self._link
         if link is None or self._closed:
             return
-        if self._came:
-            self._feed_what_came()
-        frame = self._converter.convert(frame, rate_hz, self._rate_hz)
         if self._voice is None:
             self._push(link, frame)
             return
@@ -327,15 +312,6 @@ class AgoraConnection(RtcConnection):
             if user.voice is not None:
                 for state in user.voice.judge():
                     self._tell_speech(user_id, state)
-
-    def _feed_what_came(self) -> None:
-        out = self._out
-        while self._came:
-            item = self._came.popleft()
-            if callable(item):
-                self.loop.call_soon_threadsafe(item)
-            elif out is not None:
-                out.feed(self._came_converter.convert(item, self._rate_hz, out.sample_rate_hz))
 
     def _push(self, link: Link, samples: Samples) -> None:
         try:
@@ -366,10 +342,6 @@ class AgoraConnection(RtcConnection):
 
     def _drop_playback(self) -> None:
         """What others said and the telephone has not heard."""
-        while self._came:
-            item = self._came.popleft()
-            if callable(item):
-                item()
         for port in (self._out, *(user.port for user in self._users.values())):
             if port is not None:
                 port.clear()
@@ -490,11 +462,7 @@ class AgoraConnection(RtcConnection):
             case "hold" | "transfer" | "play":
                 self._spawn(self._obey(topic, text))
             case "mark":
-                mark = functools.partial(self._mark, user_id, text[:_MAX_NAME])
-                if self._came:  # and is to be fed first
-                    self._came.append(mark)
-                else:
-                    mark()
+                self._mark(user_id, text[:_MAX_NAME])
             case "clear":
                 self._drop_playback()
             case _:

@@ -360,7 +360,7 @@ class Link:
         """Whole milliseconds at the configured rate, to be heard next. Any thread."""
         with self._sending:
             if self._is_published:
-                data, push = bytearray(samples.tobytes()), self._native.push_audio_pcm_data
+                data, push = bytearray(samples), self._native.push_audio_pcm_data
                 self._ask("push_audio_pcm_data", push, data, self._config.sample_rate_hz, 1)
 
     def interrupt(self) -> None:

@@ -43,12 +43,6 @@ class FractionalDelay {
     return four;
   }
 
-  static double bessel(double x) {  // I0
-    double sum = 1, term = 1;
-    for (int k = 1; k < 30; ++k) sum += term *= x * x / (4.0 * k * k);
-    return sum;
-  }
-
   static Table makeTable() {
     Table table{};
     for (size_t row = 0; row < table.size(); ++row) {
@@ -58,7 +52,7 @@ class FractionalDelay {
       for (int tap = 0; tap < kTaps; ++tap) {
         const double x = tap - kBehind - place, edge = x / (kTaps / 2 + 0.5);
         const double sinc = std::abs(x) < 1e-12 ? 1 : std::sin(M_PI * x) / (M_PI * x);
-        taps[size_t(tap)] = std::abs(edge) < 1 ? sinc * bessel(kBeta * std::sqrt(1 - edge * edge)) / bessel(kBeta) : 0;
+        taps[size_t(tap)] = std::abs(edge) < 1 ? sinc * std::cyl_bessel_i(0.0, kBeta * std::sqrt(1 - edge * edge)) : 0;
         sum += taps[size_t(tap)];
       }
       for (int tap = 0; tap < kTaps; ++tap) table[row][size_t(tap)] = float(taps[size_t(tap)] / sum);

@@ -20,9 +20,22 @@ void RemotePort::close() {
   stream_.reset();
 }
 
+SampleStream::SampleStream(unsigned rate_hz, unsigned member_rate_hz, size_t frame_samples, int port_id,
+                           const Outbox& outbox)
+    : rate_hz_(rate_hz), frame_samples_(frame_samples), port_id_(port_id), outbox_(outbox) {
+  if (member_rate_hz != rate_hz) {
+    from_member_.emplace(member_rate_hz, rate_hz);
+    to_member_.emplace(rate_hz, member_rate_hz);
+  }
+}
+
 void SampleStream::feed(const int16_t* samples, size_t count) {
   std::lock_guard<std::mutex> lock(mutex_);
-  fed_.insert(fed_.end(), samples, samples + count);
+  if (from_member_) {
+    from_member_->process(samples, count, fed_);
+  } else {
+    fed_.insert(fed_.end(), samples, samples + count);
+  }
 }
 
 void SampleStream::clear() {
@@ -56,12 +69,20 @@ bool SampleStream::get(int16_t* samples) {
 }
 
 void SampleStream::put(const int16_t* samples) {
-  outbox_.push(port_id_, std::string(reinterpret_cast<const char*>(samples), frame_samples_ * sizeof(int16_t)));
+  size_t count = frame_samples_;
+  if (to_member_) {
+    heard_.clear();
+    to_member_->process(samples, count, heard_);
+    samples = heard_.data();
+    count = heard_.size();
+  }
+  outbox_.push(port_id_, std::string(reinterpret_cast<const char*>(samples), count * sizeof(int16_t)));
 }
 
-SamplePort::SamplePort(Clock& clock, PortBank& bank, Outbox& outbox, unsigned rate_hz, unsigned frame_ms)
+SamplePort::SamplePort(Clock& clock, PortBank& bank, Outbox& outbox, unsigned rate_hz, unsigned member_rate_hz,
+                       unsigned frame_ms)
     : RemotePort(clock, bank, rate_hz),
-      stream_(std::make_shared<SampleStream>(rate_hz, rate_hz * frame_ms / 1000, id(), outbox)) {
+      stream_(std::make_shared<SampleStream>(rate_hz, member_rate_hz, rate_hz * frame_ms / 1000, id(), outbox)) {
   RemotePort::attach(stream_);
 }
 

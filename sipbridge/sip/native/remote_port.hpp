@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "clock.hpp"
 #include "outbox.hpp"
 #include "port_bank.hpp"
+#include "stream_resampler.hpp"
 
 // In the bank and under the clock until close(). What it hears comes frame by frame out of the outbox. Any thread.
 class RemotePort {
@@ -44,11 +46,11 @@ class RemotePort {
 };
 
 #ifndef SWIG
-// Frames of samples both ways: what is fed, in pieces of any size, lies here until the next tick.
+// Frames of samples both ways, at the member's rate where that is not the port's: what is fed, in pieces of any size,
+// lies here until the next tick.
 class SampleStream : public LegStream {
  public:
-  SampleStream(unsigned rate_hz, size_t frame_samples, int port_id, const Outbox& outbox)
-      : rate_hz_(rate_hz), frame_samples_(frame_samples), port_id_(port_id), outbox_(outbox) {}
+  SampleStream(unsigned rate_hz, unsigned member_rate_hz, size_t frame_samples, int port_id, const Outbox& outbox);
 
   void feed(const int16_t* samples, size_t count);
   void clear();
@@ -70,15 +72,19 @@ class SampleStream : public LegStream {
   std::mutex mutex_;
   std::vector<int16_t> fed_;
   unsigned long long cleared_ = 0, handed_on_ = 0;
+  std::optional<StreamResampler> from_member_;  // under the mutex
+  std::optional<StreamResampler> to_member_;    // the clock's, as is the next one
+  std::vector<int16_t> heard_;
 };
 #endif
 
 // A member that speaks and hears samples.
 class SamplePort : public RemotePort {
  public:
-  SamplePort(Clock& clock, PortBank& bank, Outbox& outbox, unsigned rate_hz, unsigned frame_ms);
+  // What the member says and hears has its own rate; positions are counted at the port's.
+  SamplePort(Clock& clock, PortBank& bank, Outbox& outbox, unsigned rate_hz, unsigned member_rate_hz, unsigned frame_ms);
 
-  // What the member says, at the port's rate. It is heard in its own time; more than a queue holds is dropped.
+  // What the member says. It is heard in its own time; more than a queue holds is dropped.
   void feed(const int16_t* samples, size_t count) { stream_->feed(samples, count); }
   // What was fed and has not been heard is dropped.
   void clear();

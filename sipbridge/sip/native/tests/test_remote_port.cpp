@@ -42,8 +42,8 @@ struct House {
 
 void speechGoesFromOneToTheOther() {
   House house;
-  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, kFrameMs);
-  SamplePort listener(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
+  SamplePort listener(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
   house.link(speaker.id(), listener.id());
   Samples heard;
   int16_t next = 1000;
@@ -65,8 +65,8 @@ void speechGoesFromOneToTheOther() {
 
 void whatIsClearedIsNotHeard() {
   House house;
-  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, kFrameMs);
-  SamplePort listener(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
+  SamplePort listener(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
   house.link(speaker.id(), listener.id());
   const Samples loud(5 * kFrame, 8000);
   speaker.feed(loud.data(), loud.size());
@@ -78,8 +78,8 @@ void whatIsClearedIsNotHeard() {
 
 void itIsKnownWhatHasBeenHeard() {
   House house;
-  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, kFrameMs);
-  SamplePort listener(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
+  SamplePort listener(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
   const Samples loud(3 * kFrame + 10, 8000);
   speaker.feed(loud.data(), loud.size());
   const auto end = speaker.fed();
@@ -98,8 +98,8 @@ void itIsKnownWhatHasBeenHeard() {
 
 void whatIsWrittenIsHeardUntilItIsCleared() {
   House house;
-  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, kFrameMs);
-  SamplePort listener(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
+  SamplePort listener(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
   house.link(speaker.id(), listener.id());
   const Samples loud(5 * kFrame, 8000);
   listener.write(loud.data(), loud.size());
@@ -110,11 +110,29 @@ void whatIsWrittenIsHeardUntilItIsCleared() {
   for (int16_t sample : house.hears(listener.id(), 20)) CHECK(sample == 0);
 }
 
+// A member at 16 kHz and another one at 48 kHz, both behind ports of 8 kHz.
+void eachHasItsOwnRate() {
+  House house;
+  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, 16000, kFrameMs);
+  SamplePort listener(house.clock, house.bank, house.outbox, 8000, 48000, kFrameMs);
+  house.link(speaker.id(), listener.id());
+  const Samples said(2 * kFrame, 5000);
+  Samples heard;
+  for (int frame = 0; frame < 20; ++frame) {
+    speaker.feed(said.data(), said.size());
+    const Samples more = house.hears(listener.id(), 4);
+    CHECK(more.size() == 6 * kFrame);
+    heard.insert(heard.end(), more.begin(), more.end());
+  }
+  CHECK(speaker.fed() == 20 * kFrame);
+  for (size_t i = 6 * 5 * kFrame; i < heard.size(); ++i) CHECK(heard[i] == 5000);
+}
+
 void aClosedOneIsGone() {
   House house;
-  SamplePort listener(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+  SamplePort listener(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
   {
-    SamplePort speaker(house.clock, house.bank, house.outbox, 16000, 10);
+    SamplePort speaker(house.clock, house.bank, house.outbox, 16000, 16000, 10);
     CHECK(speaker.rateHz() == 16000);
     CHECK(house.bank.size() == 2);
     CHECK(house.clock.stats().legs == 2);
@@ -151,7 +169,7 @@ void theOutboxWaitsAndForgetsTheOldest() {
 void threadsMeet() {
   House house;
   house.clock.start();
-  SamplePort first(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+  SamplePort first(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
   std::atomic<bool> running{true};
   std::thread taking([&] {
     while (running) house.outbox.wait(20);
@@ -165,7 +183,7 @@ void threadsMeet() {
     }
   });
   for (int i = 0; i < 50; ++i) {
-    SamplePort second(house.clock, house.bank, house.outbox, 8000, kFrameMs);
+    SamplePort second(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
     house.link(first.id(), second.id());
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
     second.stats();
@@ -183,6 +201,7 @@ int main() {
   whatIsClearedIsNotHeard();
   itIsKnownWhatHasBeenHeard();
   whatIsWrittenIsHeardUntilItIsCleared();
+  eachHasItsOwnRate();
   aClosedOneIsGone();
   theOutboxWaitsAndForgetsTheOldest();
   threadsMeet();
