@@ -447,16 +447,11 @@ class AudioTrack:
         if self.native.is_open():  # closed before, and now open again
             self.opened.set()
         port = self.port = self._remotes.open_track(options, self._send)
-        receive, received = self.native.receive, port.received
+        receive = self.native.receive
         while receive() is not None:
             pass  # what came when nobody listened is old
-
-        def ask() -> None:  # polling thread
-            while (packet := receive()) is not None:
-                received(packet)
-
-        # reports can wait
-        self._end_poll = self._remotes.poll(ask, 1 if self.direction.receives else _TICKS_A_STATE)
+        every = 1 if self.direction.receives else _TICKS_A_STATE  # reports can wait
+        self._end_poll = self._remotes.poll_packets(receive, port.received, every)
         return port
 
     def _send(self, packet: bytes) -> None:
