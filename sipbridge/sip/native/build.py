@@ -76,7 +76,6 @@ WRAPPER_CXXFLAGS = (CXX_STANDARD, "-O0", "-fPIC", "-DNDEBUG", "-pthread", "-w")
 # Tests keep their assertions; pjproject's headers keep the layout they were built with.
 TEST_CXXFLAGS = (CXX_STANDARD, "-O1", "-g", "-fno-omit-frame-pointer", "-pthread", "-Wall", "-Wextra")
 SANITIZERS = {
-    "plain": (),
     "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     "thread": ("-fsanitize=thread",),
 }

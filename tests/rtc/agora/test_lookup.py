@@ -114,7 +114,7 @@ def test_refusals_and_nonsense(status: int, body: str, code: int, words: str) ->
 def test_no_answer() -> None:
     """Nobody there is 503; nobody who speaks is 504."""
     with pytest.raises(RtcError) as caught:
-        asyncio.run(Directory(200, "{}", delay_s=5).ask(0.2))
+        asyncio.run(Directory(200, "{}", delay_s=1).ask(0.2))
     assert caught.value.reason.code == 504
     with pytest.raises(RtcError) as caught:
         asyncio.run(look_up(config(1), "room", JOIN))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs the C++ tests of sipbridge/sip/native/tests, each plain and under the sanitizers."""
+"""Runs the C++ tests of sipbridge/sip/native/tests, each under the sanitizers that find something in it."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def test_native(source: Path, sanitizer: str) -> None:
         (LEAK, "address", "LeakSanitizer"),
         (OVERFLOW, "address", "signed integer overflow"),
         (RACE, "thread", "data race"),
-        ("int main() { return 3; }\n", "plain", "exit 3"),
+        ("int main() { return 3; }\n", "address", "exit 3"),
     ],
     ids=["leak", "overflow", "race", "exit"],
 )
