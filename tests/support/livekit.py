@@ -136,6 +136,9 @@ class LiveKitServer:
                 "use_external_ip": False,
                 "node_ip": "127.0.0.1",
                 "enable_loopback_candidate": True,
+                # Others it would call 127.0.0.1 as well, and might hear a participant on one of them alone:
+                # ICE then takes two seconds.
+                "interfaces": {"includes": ["lo"]},
                 "stun_servers": [f"127.0.0.1:{free_port()}"],
                 **rtc,
             },
