@@ -37,8 +37,6 @@ type Take = Callable[[bytes], None]
 _WAIT_MS = 200
 _LEAVE_S = 1.0  # a media thread that is held for longer is not waited for
 _ROUND_TICKS = 8
-_PACKETS_A_POLL = 32  # of one track; the rest waits for the next one
-_REST_MS = 10  # that a track is not asked after a packet: the next one is due in 20
 _BEFORE_TICK_S = 0.0012  # that asking all tracks takes, with some to spare
 
 
@@ -237,31 +235,6 @@ class RemotePorts:
                 self._polls[tick] = (*self._polls[tick], ask)
             self._polls_changed.notify_all()
         return lambda: self._end_poll(ask)
-
-    def poll_packets(
-        self, receive: Callable[[], bytes | None], take: Callable[[bytes], None], every: int = 1
-    ) -> Callable[[], None]:
-        """`take(packet)` is called with all that `receive()` gives until it gives None, as `poll` asks.
-
-        Nobody is asked just after it gave something: most calls of `receive` would be in vain.
-        """
-        rest_ticks = _REST_MS // self._clock.tickMs() // every if self._clock is not None else 0
-        rests = 0
-
-        def ask() -> None:
-            nonlocal rests
-            if rests:
-                rests -= 1
-                return
-            for _ in range(_PACKETS_A_POLL):
-                if (packet := receive()) is None:
-                    break
-                take(packet)
-                rests = rest_ticks
-            else:
-                rests = 0
-
-        return self.poll(ask, every)
 
     def _end_poll(self, ask: Callable[[], None]) -> None:
         with self._polls_changed:

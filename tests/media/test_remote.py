@@ -250,39 +250,6 @@ def test_tracks_are_asked_before_each_tick(caplog: pytest.LogCaptureFixture) -> 
     assert len([record for record in caplog.records if "a fault" in str(record.exc_info)]) == 1
 
 
-def test_a_track_is_not_asked_just_after_a_packet_came() -> None:
-    """Its packets are 20 ms apart; a burst of them is taken as far as a tick has room."""
-    remotes = RemotePorts(
-        FakeOutbox(),
-        lambda rate_hz, member_rate_hz, frame_ms: pytest.fail("no samples"),
-        clock=_Clock(),
-    )
-    waiting, taken = collections.deque[bytes](), list[bytes]()
-    asked = 0
-
-    def receive() -> bytes | None:
-        nonlocal asked
-        asked += 1
-        return waiting.popleft() if waiting else None
-
-    end = remotes.poll_packets(receive, taken.append)
-    for tick in range(40):
-        if tick % 4 == 2:
-            waiting.append(bytes([tick]))
-        remotes.ask_all()
-        assert not waiting
-    assert taken == [bytes([tick]) for tick in range(2, 40, 4)]
-    assert asked == 2 + 10 * 2 + 9
-    waiting.extend([b""] * 100)
-    for _ in range(5):
-        remotes.ask_all()
-    assert not waiting
-    end()
-    asked = 0
-    remotes.ask_all()
-    assert asked == 0
-
-
 def test_what_is_asked_rarely_is_asked_in_turn() -> None:
     """Every second, fourth or eighth tick; of eight that are asked every eighth, one at each."""
     remotes = RemotePorts(FakeOutbox(), lambda rate_hz, member_rate_hz, frame_ms: pytest.fail("no samples"))

@@ -447,11 +447,16 @@ class AudioTrack:
         if self.native.is_open():  # closed before, and now open again
             self.opened.set()
         port = self.port = self._remotes.open_track(options, self._send)
-        receive = self.native.receive
+        receive, received = self.native.receive, port.received
         while receive() is not None:
             pass  # what came when nobody listened is old
-        every = 1 if self.direction.receives else _TICKS_A_STATE  # reports can wait
-        self._end_poll = self._remotes.poll_packets(receive, port.received, every)
+
+        def ask() -> None:  # polling thread
+            while (packet := receive()) is not None:
+                received(packet)
+
+        # reports can wait
+        self._end_poll = self._remotes.poll(ask, 1 if self.direction.receives else _TICKS_A_STATE)
         return port
 
     def _send(self, packet: bytes) -> None:
