@@ -105,6 +105,7 @@ class FakeSamplePort(FakePort):
             self._from_member = make_resampler("polyphase", member_rate_hz, rate_hz, 1)
             self._to_member = make_resampler("polyphase", rate_hz, member_rate_hz, 1)
         self._outbox = outbox
+        self._lock = threading.Lock()  # whoever feeds has a thread of its own
         self._fed = np.zeros(0, np.int16)
         self._fed_count = 0
 
@@ -112,19 +113,22 @@ class FakeSamplePort(FakePort):
         return self.port_id
 
     def feed(self, samples: Samples) -> None:
-        if self._converts:
-            samples = self._from_member.process(samples.reshape(1, -1))[0]
-        self._fed = np.concatenate((self._fed, samples))
-        self._fed_count += len(samples)
+        with self._lock:
+            if self._converts:
+                samples = self._from_member.process(samples.reshape(1, -1))[0]
+            self._fed = np.concatenate((self._fed, samples))
+            self._fed_count += len(samples)
 
     def fed(self) -> int:
         return self._fed_count
 
     def taken(self) -> int:
-        return self._fed_count - len(self._fed)
+        with self._lock:
+            return self._fed_count - len(self._fed)
 
     def clear(self) -> None:
-        self._fed = self._fed[:0]
+        with self._lock:
+            self._fed = self._fed[:0]
 
     def clearHeard(self) -> None:  # noqa: N802
         self.clears += 1
@@ -134,7 +138,8 @@ class FakeSamplePort(FakePort):
 
     def said(self, count: int) -> Samples:
         samples = np.zeros(count, np.int16)
-        piece, self._fed = self._fed[:count], self._fed[count:]
+        with self._lock:
+            piece, self._fed = self._fed[:count], self._fed[count:]
         samples[: len(piece)] = piece
         return samples
 
