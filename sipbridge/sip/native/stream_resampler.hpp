@@ -20,8 +20,8 @@ class StreamResampler {
     down_ = rate_in_hz / divisor;
     const size_t spacing = std::max(up_, down_);  // one sample of the lower rate, in steps of rate_in * up
     const size_t reach = kHalfWidth * spacing, size = 2 * reach + 1;
-    taps_ = (size + up_ - 1) / up_;
-    width_ = (taps_ + kLanes - 1) / kLanes * kLanes;
+    const size_t taps = (size + up_ - 1) / up_;
+    width_ = (taps + kLanes - 1) / kLanes * kLanes;
     rows_.assign(up_ * width_, 0.0F);
     for (size_t phase = 0; phase < up_; ++phase) {
       std::vector<double> row;
@@ -68,7 +68,7 @@ class StreamResampler {
     return sinc * std::cyl_bessel_i(0.0, kBeta * std::sqrt(std::max(0.0, 1 - edge * edge)));
   }
 
-  size_t up_, down_, taps_, width_;
+  size_t up_, down_, width_;
   std::vector<float> rows_;     // a row a phase, padded at its old end to whole lanes
   std::vector<float> samples_;  // the last width - 1 that came
   size_t place_ = 0;            // of the next one out behind the next one in, in steps of 1 / up
