@@ -11,13 +11,21 @@ import numpy as np
 import pytest
 
 from sipbridge.media.loop import Room
-from sipbridge.media.remote import PortStats, RemotePorts, TrackOptions, TrackStats
+from sipbridge.media.remote import PortStats, RemotePorts, SamplePort, TrackOptions, TrackStats
 from tests.support import audio
 from tests.support.codecs import Samples
 from tests.support.event_loop import in_event_loop, pass_time, settle
-from tests.support.fake_bank import FakeMedia, FakeOutbox
+from tests.support.fake_bank import FakeMedia, FakeOutbox, FakePort
 
 FRAME = 160
+
+
+def telephone_with(media: FakeMedia, member: SamplePort) -> FakePort:
+    """A telephone in a room with it."""
+    phone = media.bank.add()
+    for port_id in member.port_id, phone.port_id:
+        media.loop.attach(port_id, Room("r"))
+    return phone
 
 
 def test_it_speaks_with_a_telephone() -> None:
@@ -29,9 +37,7 @@ def test_it_speaks_with_a_telephone() -> None:
         heard.append(frame)
 
     member = media.remotes.open_samples(8000, take)
-    phone = media.bank.add()
-    for port_id in member.port_id, phone.port_id:
-        media.loop.attach(port_id, Room("r"))
+    phone = telephone_with(media, member)
     speech = audio.speech(0.5)
     phone.say(speech)
     member.feed(audio.tone(700.0, 0.5))
@@ -51,9 +57,7 @@ def test_one_at_another_rate() -> None:
         heard.append(frame)
 
     member = media.remotes.open_samples(8000, take, member_rate_hz=16000)
-    phone = media.bank.add()
-    for port_id in member.port_id, phone.port_id:
-        media.loop.attach(port_id, Room("r"))
+    phone = telephone_with(media, member)
     phone.say(audio.tone(1000.0, 0.5))
     member.feed(audio.tone(700.0, 0.5, rate_hz=16000))
     media.run_s(0.4)
@@ -62,25 +66,22 @@ def test_one_at_another_rate() -> None:
     assert abs(audio.find_tone(np.concatenate(heard)[800:], 16000) - 1000) < 5
 
 
-def test_one_that_only_speaks() -> None:
+def test_one_that_only_speaks(caplog: pytest.LogCaptureFixture) -> None:
     """Nobody is asked to take what it hears."""
     media = FakeMedia()
     member = media.remotes.open_samples(8000, None)
-    phone = media.bank.add()
-    for port_id in member.port_id, phone.port_id:
-        media.loop.attach(port_id, Room("r"))
+    phone = telephone_with(media, member)
     phone.say(audio.tone(1000.0, 0.5))
     member.feed(audio.tone(700.0, 0.5))
     media.run_s(0.4)
     assert abs(audio.find_tone(phone.heard[400:], 8000) - 700) < 5
+    assert not caplog.records
 
 
 def test_one_that_is_cleared_is_silent() -> None:
     media = FakeMedia()
     member = media.remotes.open_samples(8000, lambda frame, rate_hz: None)
-    phone = media.bank.add()
-    for port_id in member.port_id, phone.port_id:
-        media.loop.attach(port_id, Room("r"))
+    phone = telephone_with(media, member)
     member.feed(audio.tone(700.0, 1.0))
     media.run_s(0.2)
     member.clear()

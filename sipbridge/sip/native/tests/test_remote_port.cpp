@@ -20,6 +20,8 @@ struct House {
   PortBank bank{kTickMs, 200};
   Outbox outbox;
 
+  SamplePort port(unsigned member_rate_hz = 8000) { return {clock, bank, outbox, 8000, member_rate_hz, kFrameMs}; }
+
   // Two that hear each other's whole frames, nobody (0) for one that hears nobody.
   void link(int speaker, int listener) {
     std::vector<int32_t> whole = {speaker, listener, PortBank::kHeard, listener, speaker, PortBank::kHeard};
@@ -42,8 +44,8 @@ struct House {
 
 void speechGoesFromOneToTheOther() {
   House house;
-  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
-  SamplePort listener(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
+  SamplePort speaker = house.port();
+  SamplePort listener = house.port();
   house.link(speaker.id(), listener.id());
   Samples heard;
   int16_t next = 1000;
@@ -65,8 +67,8 @@ void speechGoesFromOneToTheOther() {
 
 void whatIsClearedIsNotHeard() {
   House house;
-  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
-  SamplePort listener(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
+  SamplePort speaker = house.port();
+  SamplePort listener = house.port();
   house.link(speaker.id(), listener.id());
   const Samples loud(5 * kFrame, 8000);
   speaker.feed(loud.data(), loud.size());
@@ -78,8 +80,8 @@ void whatIsClearedIsNotHeard() {
 
 void itIsKnownWhatHasBeenHeard() {
   House house;
-  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
-  SamplePort listener(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
+  SamplePort speaker = house.port();
+  SamplePort listener = house.port();
   const Samples loud(3 * kFrame + 10, 8000);
   speaker.feed(loud.data(), loud.size());
   const auto end = speaker.fed();
@@ -98,8 +100,8 @@ void itIsKnownWhatHasBeenHeard() {
 
 void whatIsWrittenIsHeardUntilItIsCleared() {
   House house;
-  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
-  SamplePort listener(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
+  SamplePort speaker = house.port();
+  SamplePort listener = house.port();
   house.link(speaker.id(), listener.id());
   const Samples loud(5 * kFrame, 8000);
   listener.write(loud.data(), loud.size());
@@ -113,8 +115,8 @@ void whatIsWrittenIsHeardUntilItIsCleared() {
 // A member at 16 kHz and another one at 48 kHz, both behind ports of 8 kHz.
 void eachHasItsOwnRate() {
   House house;
-  SamplePort speaker(house.clock, house.bank, house.outbox, 8000, 16000, kFrameMs);
-  SamplePort listener(house.clock, house.bank, house.outbox, 8000, 48000, kFrameMs);
+  SamplePort speaker = house.port(16000);
+  SamplePort listener = house.port(48000);
   house.link(speaker.id(), listener.id());
   const Samples said(2 * kFrame, 5000);
   Samples heard;
@@ -130,7 +132,7 @@ void eachHasItsOwnRate() {
 
 void aClosedOneIsGone() {
   House house;
-  SamplePort listener(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
+  SamplePort listener = house.port();
   {
     SamplePort speaker(house.clock, house.bank, house.outbox, 16000, 16000, 10);
     CHECK(speaker.rateHz() == 16000);
@@ -169,7 +171,7 @@ void theOutboxWaitsAndForgetsTheOldest() {
 void threadsMeet() {
   House house;
   house.clock.start();
-  SamplePort first(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
+  SamplePort first = house.port();
   std::atomic<bool> running{true};
   std::thread taking([&] {
     while (running) house.outbox.wait(20);
@@ -183,7 +185,7 @@ void threadsMeet() {
     }
   });
   for (int i = 0; i < 50; ++i) {
-    SamplePort second(house.clock, house.bank, house.outbox, 8000, 8000, kFrameMs);
+    SamplePort second = house.port();
     house.link(first.id(), second.id());
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
     second.stats();
