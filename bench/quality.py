@@ -77,15 +77,21 @@ def alignment(said: Samples, heard: Samples) -> int:
     return lag if lag < size // 2 else lag - size
 
 
-def mean_pesq(said: Samples, heard: Samples) -> float | None:
-    """The mean over pieces of 8 s of two aligned signals; None when there is no speech in them."""
-    scores = []
-    size = round(PIECE_S * RATE_HZ)
+def pieces_pesq(said: Samples, heard: Samples, piece_s: float = PIECE_S) -> list[float]:
+    """Of each piece of two aligned signals; one in which there is no speech is left out."""
+    scores: list[float] = []
+    size = round(piece_s * RATE_HZ)
     for start in range(0, min(len(said), len(heard)) - size + 1, size):
         try:
             scores.append(pesq(RATE_HZ, said[start : start + size], heard[start : start + size], "nb"))
         except NoUtterancesError:
             continue
+    return scores
+
+
+def mean_pesq(said: Samples, heard: Samples) -> float | None:
+    """The mean over pieces of 8 s of two aligned signals; None when there is no speech in them."""
+    scores = pieces_pesq(said, heard)
     return float(np.mean(scores)) if scores else None
 
 

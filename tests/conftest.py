@@ -2,9 +2,9 @@
 """Fixtures: the server, and those who call it or are called."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pytest
 
@@ -16,10 +16,11 @@ from tests.support.rtp import RtpLoop, RtpPeer
 from tests.support.server import Server
 from tests.support.sip_agent import SipAgent
 from tests.support.sipp import Sipp
-from tests.support.stalls import TRIES_AFTER_STALL, StallWatch
+from tests.support.stalls import TRIES_AFTER_STALL, Mark, StallWatch
 
 SHARED_SERVER = pytest.StashKey[Server]()
 STALLS = pytest.StashKey[StallWatch]()
+MEASURED = pytest.StashKey[tuple[Mark, Any]]()
 
 
 @pytest.hookimpl(trylast=True)
@@ -34,6 +35,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     item.config.stash[STALLS].begin()
+
+
+class Measured(Protocol):
+    def __call__[T](self, measure: Callable[[], T]) -> T: ...
 
 
 class StartServer(Protocol):
@@ -62,6 +67,22 @@ class MakeCall(Protocol):
 
 class RunSipp(Protocol):
     def __call__(self, scenario: str, **options: Any) -> Sipp: ...
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Measured:
+    """Measures once for all tests of a module, and anew for one that is run again after a stall."""
+    module = request.node.getparent(pytest.Module)
+    watch = request.config.stash[STALLS]
+
+    def measure_once[T](measure: Callable[[], T]) -> T:
+        if MEASURED not in module.stash or request.node.execution_count > 1:
+            module.stash[MEASURED] = watch.begin(), measure()
+        begun, result = module.stash[MEASURED]
+        watch.begin_at(begun)
+        return cast(T, result)
+
+    return measure_once
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 
 from sipbridge.loadtest import generator, measure, speech
 from sipbridge.loadtest.measure import Load
-from tests.conftest import STALLS
+from tests.conftest import Measured
 from tests.support.ports import free_udp_range
 
 type Raw = dict[str, Any]
@@ -38,12 +38,16 @@ LOADS = {
 
 
 @pytest.fixture(scope="module")
-def runs(pytestconfig: pytest.Config) -> Mapping[str, Raw]:
-    """The raw result of each, all run at the same time: they take little."""
+def built() -> None:
     speech.prepare()
     for load in LOADS.values():
         generator.build(load.codec_names)
-    return pytestconfig.stash[STALLS].undisturbed(_run_all)
+
+
+@pytest.fixture
+def runs(measured: Measured, built: None) -> Mapping[str, Raw]:
+    """The raw result of each, all run at the same time: they take little."""
+    return measured(_run_all)
 
 
 def _run_all() -> Mapping[str, Raw]:
@@ -94,7 +98,7 @@ def test_jitter_is_delay(runs: Mapping[str, Raw]) -> None:
     """What a line holds packets back is counted, from the moment at which they should have left."""
     [pair] = runs["late speech"]["speech"]
     assert 15 < statistics.median(pair["delays_ms"]) < 35
-    assert 35 < max(pair["delays_ms"]) < 45
+    assert 35 < np.percentile(pair["delays_ms"], 95) < 45
     assert pair["damaged"] == 0
 
 

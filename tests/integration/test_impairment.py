@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from bench import quality
-from tests.conftest import STALLS
+from tests.conftest import Measured
 from tests.support import audio
 from tests.support.codecs import Pcmu, Samples
 from tests.support.follow import Followed, follow, lay_out
@@ -109,10 +109,10 @@ def _talk(server: Server, loop: RtpLoop, impairment: Impairment, seed: int) -> T
     return Talk(said, payloads, BadLine.behind(peers[0], impairment, seed), dialogs, peers[0], peers[1])
 
 
-@pytest.fixture(scope="module")
-def talks(pytestconfig: pytest.Config, server: Server, rtp_loop: RtpLoop) -> dict[str, Talk]:
-    """All calls, over and hung up; once more where the machine stood still meanwhile."""
-    return pytestconfig.stash[STALLS].undisturbed(lambda: _talks(server, rtp_loop))
+@pytest.fixture
+def talks(measured: Measured, server: Server, rtp_loop: RtpLoop) -> dict[str, Talk]:
+    """All calls, over and hung up."""
+    return measured(lambda: _talks(server, rtp_loop))
 
 
 def _talks(server: Server, rtp_loop: RtpLoop) -> dict[str, Talk]:

@@ -12,14 +12,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 STALL_S = 0.010
 TRIES_AFTER_STALL = 2
 _SLEEP_S = 0.005
 _STOLEN_SHARE = 0.01  # of the time of all processors
+
+
+class Mark(NamedTuple):
+    """A moment, and what the host had taken by then."""
+
+    at_s: float
+    stolen_s: float
 
 
 class StallWatch:
@@ -31,28 +37,23 @@ class StallWatch:
         self._process = subprocess.Popen([sys.executable, "-m", "tests.support.stalls", str(file)])
         self.begin()
 
-    def begin(self) -> None:
+    def begin(self) -> Mark:
         """What is asked about begins here."""
-        self._begin_s = time.monotonic()
-        self._begin_stolen_s = _stolen_s()
+        self._begun = Mark(time.monotonic(), _stolen_s())
+        return self._begun
+
+    def begin_at(self, mark: Mark) -> None:
+        """What is asked about began then."""
+        self._begun = mark
 
     def has_stalled(self) -> bool:
         """Since `begin`: a processor did not wake us for STALL_S, or the host took more than a hundredth."""
         now_s = time.monotonic()
         lines = self._file.read_text().splitlines()
-        if any(float(line) >= self._begin_s for line in lines):
+        if any(float(line) >= self._begun.at_s for line in lines):
             return True
         cores = os.cpu_count() or 1
-        return _stolen_s() - self._begin_stolen_s > _STOLEN_SHARE * cores * (now_s - self._begin_s)
-
-    def undisturbed[T](self, measure: Callable[[], T]) -> T:
-        """What it gives; done again, TRIES_AFTER_STALL times, where the machine has stalled meanwhile."""
-        for _ in range(TRIES_AFTER_STALL):
-            self.begin()
-            measured = measure()
-            if not self.has_stalled():
-                return measured
-        return measure()
+        return _stolen_s() - self._begun.stolen_s > _STOLEN_SHARE * cores * (now_s - self._begun.at_s)
 
     def close(self) -> None:
         self._process.kill()
