@@ -52,7 +52,6 @@ class App:
                 self._endpoint.engine.outbox(),
                 self._endpoint.make_sample_port,
                 self._endpoint.make_track_port,
-                self._endpoint.engine.clock(),
             )
             self._remotes.start()
             await registry.start_up(self.config)

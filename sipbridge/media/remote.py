@@ -10,16 +10,19 @@ Its leg has a port in the bank, so all routes of the media loop are open to it; 
 whole frames natively. A frame costs a call of `take`, and nothing of it is done on the media thread.
 
 A `SamplePort` has samples on both sides. A `TrackPort` has RTP packets instead: coding, order, loss and
-reports are native, at the clock's tick. Where packets come from a library of its own threads they are asked
-for (`poll`) just before each tick, so that none of those threads ever waits for the interpreter.
+reports are native, at the clock's tick. Where packets come from a library with threads of its own, the same
+thread asks for them (`link`), so that none of those ever waits for the interpreter.
+
+The thread works in rounds, one after each tick. With many tracks there is one after every second tick: waking
+it, and all threads that its packets wake, costs more than what they do with a packet.
 """
 
 import asyncio
 import contextlib
 import logging
+import operator
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,11 +36,12 @@ log = logging.getLogger(__name__)
 
 type Samples = NDArray[np.int16]
 type Take = Callable[[bytes], None]
+type Receive = Callable[[], bytes | None]
 
-_WAIT_MS = 200
+_WAIT_MS = 200  # where there are no rounds, for lack of anybody who has to be asked
 _LEAVE_S = 1.0  # a media thread that is held for longer is not waited for
-_ROUND_TICKS = 8
-_BEFORE_TICK_S = 0.0012  # that asking all tracks takes, with some to spare
+_TURNS = 8
+_FEW = 8  # linked tracks; with more of them there is a round at every second tick
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +95,8 @@ class TrackStats(Protocol):
 class Outbox(Protocol):
     """The native one; see outbox.hpp."""
 
-    def wait(self, timeout_ms: int) -> list[tuple[int, bytes]]: ...
+    def wait(self, timeout_ms: int, every_ticks: int) -> list[tuple[int, bytes]]: ...
+    def wake(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -137,13 +142,6 @@ class NativeTrackPort(NativePort, Protocol):
     def trackStats(self) -> TrackStats: ...  # noqa: N802
 
 
-class Clock(Protocol):
-    """The native one."""
-
-    def tickMs(self) -> int: ...  # noqa: N802
-    def nextTickNs(self) -> int: ...  # noqa: N802
-
-
 class RemotePorts:
     """Gives what the ports hear to whoever has opened them. Any thread."""
 
@@ -152,36 +150,32 @@ class RemotePorts:
         outbox: Outbox,
         make_sample_port: Callable[[int, int, int], NativeSamplePort],
         make_track_port: Callable[[TrackOptions], NativeTrackPort] | None = None,
-        clock: Clock | None = None,
     ) -> None:
-        """`make_sample_port(rate_hz, member_rate_hz, frame_ms)`; without the others there are no tracks."""
+        """`make_sample_port(rate_hz, member_rate_hz, frame_ms)`; without the other there are no tracks."""
         self._outbox = outbox
         self._make_sample_port = make_sample_port
         self._make_track_port = make_track_port
-        self._clock = clock
         self._takes: dict[int, Take] = {}
-        self._polls: list[tuple[Callable[[], None], ...]] = [()] * _ROUND_TICKS  # by tick of a round
-        self._tick = 0
-        self._polls_changed = threading.Condition()
-        self._threads: list[threading.Thread] = []
+        self._links: tuple[Sequence[Receive], Sequence[Take]] = (), ()
+        self._polls: list[tuple[Callable[[], None], ...]] = [()] * _TURNS
+        self._turn = 0
+        self._polls_change = threading.Lock()
+        self._round_ticks = 0  # 0: nobody is asked
+        self._at_work = threading.Lock()
+        self._thread: threading.Thread | None = None
         self._running = False
 
     def start(self) -> None:
         self._running = True
-        self._threads = [threading.Thread(target=self._run, name="remote", daemon=True)]
-        if self._clock is not None:
-            self._threads.append(threading.Thread(target=self._run_polls, name="poll", daemon=True))
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._run, name="remote", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         self._running = False
         self._outbox.close()
-        with self._polls_changed:
-            self._polls_changed.notify_all()
-        for thread in self._threads:
-            thread.join()
-        self._threads = []
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def open_samples(
         self,
@@ -205,82 +199,118 @@ class RemotePorts:
             self.listen(port.port_id, lambda data: take(np.frombuffer(data, np.int16), member_hz))
         return port
 
-    def open_track(self, options: TrackOptions, send: Take) -> "TrackPort":
-        """A member behind a track: `send(packet)` is called with each RTP and RTCP packet for it.
-
-        On the thread of all remote ports, so it must not wait. ValueError for a codec that there is not.
-        """
+    def open_track(self, options: TrackOptions) -> "TrackPort":
+        """A member behind a track; its packets go to whoever listens. ValueError for an unknown codec."""
         if self._make_track_port is None:
             raise RuntimeError("there are no tracks here")
-        port = TrackPort(self._make_track_port(options), self.forget)
-        self.listen(port.port_id, send)
-        return port
+        return TrackPort(self._make_track_port(options), self.forget)
 
     def listen(self, port_id: int, take: Take) -> None:
-        """`take(data)` is called with each frame that a port has for its member."""
+        """`take(data)` is called with each frame or packet that a port has for its member.
+
+        On the thread of all remote ports, so it must not wait. By a RuntimeError it says that this one cannot
+        be taken; after any other it is not called any more.
+        """
         self._takes[port_id] = take
 
     def forget(self, port_id: int) -> None:
         self._takes.pop(port_id, None)
 
-    def poll(self, ask: Callable[[], None], every: int = 1) -> Callable[[], None]:
-        """`ask()` is called just before each tick, on a thread for that; it must not wait.
+    def link(self, receive: Receive, take: Take) -> Callable[[], None]:
+        """`take(packet)` gets each packet that `receive()` has, which is asked in every round.
 
-        Or before every second, fourth or eighth. Returns what ends it; a call that is under way may still
-        come to its end after that.
+        Both on the thread of all remote ports, so they must not wait. Returns what ends it; see `settle`.
         """
-        with self._polls_changed:
-            first = min(range(every), key=lambda tick: len(self._polls[tick]))
-            for tick in range(first, _ROUND_TICKS, every):
-                self._polls[tick] = (*self._polls[tick], ask)
-            self._polls_changed.notify_all()
+        with self._polls_change:
+            self._set_links([*zip(*self._links, strict=True), (receive, take)])
+        self._outbox.wake()
+        return lambda: self._end_link(receive)
+
+    def _end_link(self, ended: Receive) -> None:
+        with self._polls_change:
+            self._set_links([link for link in zip(*self._links, strict=True) if link[0] is not ended])
+
+    def _set_links(self, links: Sequence[tuple[Receive, Take]]) -> None:
+        self._links = [receive for receive, _ in links], [take for _, take in links]
+        self._set_pace()
+
+    def poll(self, ask: Callable[[], None], every: int) -> Callable[[], None]:
+        """`ask()` is called in every round, every second, fourth or eighth; it must not wait.
+
+        On the thread of all remote ports. Returns what ends it; see `settle`.
+        """
+        with self._polls_change:
+            first = min(range(every), key=lambda turn: len(self._polls[turn]))
+            for turn in range(first, _TURNS, every):
+                self._polls[turn] = (*self._polls[turn], ask)
+            self._set_pace()
+        self._outbox.wake()
         return lambda: self._end_poll(ask)
 
     def _end_poll(self, ask: Callable[[], None]) -> None:
-        with self._polls_changed:
-            for tick, polls in enumerate(self._polls):
+        with self._polls_change:
+            for turn, polls in enumerate(self._polls):
                 if ask in polls:
-                    self._polls[tick] = tuple(other for other in polls if other is not ask)
+                    self._polls[turn] = tuple(other for other in polls if other is not ask)
+            self._set_pace()
 
-    def _run_polls(self) -> None:
-        assert self._clock is not None
-        while self._running:
-            if not any(self._polls):
-                with self._polls_changed:
-                    self._polls_changed.wait_for(
-                        lambda: any(self._polls) or not self._running, _WAIT_MS / 1000
-                    )
-                continue
-            wait_s = (self._clock.nextTickNs() - time.monotonic_ns()) / 1e9 - _BEFORE_TICK_S
-            # the tick that is about to come has been served, and a clock that stands is no reason to spin
-            time.sleep(wait_s if wait_s > 0 else max(0.001, wait_s + self._clock.tickMs() / 1000))
-            self.ask_all()
+    def _set_pace(self) -> None:
+        is_asked = any(self._polls) or len(self._links[0]) > 0
+        self._round_ticks = 0 if not is_asked else 1 if len(self._links[0]) <= _FEW else 2
 
-    def ask_all(self) -> None:
-        """Once, before a tick. Public for tests, which have no time."""
-        self._tick = (self._tick + 1) % _ROUND_TICKS
-        for ask in self._polls[self._tick]:
-            try:
-                ask()
-            except Exception:
-                log.exception("a track could not be asked for its packets")
-                self._end_poll(ask)
+    def settle(self) -> None:
+        """Waits, for some milliseconds, until what was ended before is not under way. Any other thread."""
+        with self._at_work:
+            pass
 
     def _run(self) -> None:
         while self._running:
-            self.deliver(_WAIT_MS)
+            self.work(_WAIT_MS)
 
-    def deliver(self, timeout_ms: int) -> None:
-        """Hands on what there is, or comes within that time. Public for tests, which have no time."""
-        for port_id, data in self._outbox.wait(timeout_ms):
-            take = self._takes.get(port_id)
-            if take is None:
-                continue
+    def work(self, timeout_ms: int) -> None:
+        """One round, or what there is within that time. Public for tests, which have no time."""
+        heard = self._outbox.wait(timeout_ms, self._round_ticks)
+        self._turn = (self._turn + 1) % _TURNS
+        with self._at_work:
+            takes = self._takes
+            for port_id, data in heard:
+                try:
+                    takes.get(port_id, _drop)(data)
+                except RuntimeError:  # the far side has just closed it
+                    continue
+                except Exception:
+                    log.exception("what the member of port %d hears could not be handed on", port_id)
+                    self.forget(port_id)
             try:
-                take(data)
+                _carry(*self._links)
             except Exception:
-                log.exception("what the member of port %d hears could not be handed on", port_id)
-                self.forget(port_id)
+                self._find_fault()
+            for ask in self._polls[self._turn]:
+                try:
+                    ask()
+                except Exception:
+                    log.exception("a question has failed, and is not asked again")
+                    self._end_poll(ask)
+
+    def _find_fault(self) -> None:
+        for receive, take in zip(*self._links, strict=True):
+            try:
+                _carry([receive], [take])
+            except Exception:
+                log.exception("a track could not be asked for its packets")
+                self._end_link(receive)
+
+
+def _drop(data: bytes) -> None:
+    """For whom nobody listens."""
+
+
+def _carry(receives: Sequence[Receive], takes: Sequence[Take]) -> None:
+    """With nothing of Python's between one that has no packet and the next."""
+    for packet, receive, take in zip(map(operator.call, receives), receives, takes, strict=True):
+        while packet is not None:
+            take(packet)
+            packet = receive()
 
 
 class _RemotePort[Native: NativePort]:

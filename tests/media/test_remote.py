@@ -5,7 +5,7 @@ import asyncio
 import collections
 import functools
 import threading
-import time
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -18,6 +18,10 @@ from tests.support.event_loop import in_event_loop, pass_time, settle
 from tests.support.fake_bank import FakeMedia, FakeOutbox, FakePort
 
 FRAME = 160
+
+
+def _remotes(outbox: FakeOutbox) -> RemotePorts:
+    return RemotePorts(outbox, lambda rate_hz, member_rate_hz, frame_ms: pytest.fail("no samples"))
 
 
 def telephone_with(media: FakeMedia, member: SamplePort) -> FakePort:
@@ -122,9 +126,7 @@ def test_a_fault_of_one_is_not_the_others(caplog: pytest.LogCaptureFixture) -> N
 
 def test_thread_takes_what_comes() -> None:
     outbox = FakeOutbox()
-    remotes = RemotePorts(
-        outbox, lambda rate_hz, member_rate_hz, frame_ms: pytest.fail("nobody asks for one")
-    )
+    remotes = _remotes(outbox)
     came = threading.Event()
     remotes.listen(7, lambda data: came.set() if data == b"seven" else None)
     remotes.start()
@@ -187,16 +189,6 @@ class _Track:
         self.closed = True
 
 
-class _Clock:
-    """Ticks every 5 ms."""
-
-    def tickMs(self) -> int:  # noqa: N802
-        return 5
-
-    def nextTickNs(self) -> int:  # noqa: N802
-        return (time.monotonic_ns() // 5_000_000 + 1) * 5_000_000
-
-
 def test_packets_of_a_track_go_both_ways() -> None:
     outbox, made = FakeOutbox(), list[_Track]()
 
@@ -206,66 +198,113 @@ def test_packets_of_a_track_go_both_ways() -> None:
 
     remotes = RemotePorts(outbox, lambda rate_hz, member_rate_hz, frame_ms: pytest.fail("no samples"), make)
     sent: list[bytes] = []
-    port = remotes.open_track(TrackOptions(rate_hz=16_000, ssrc=1), sent.append)
+    far = collections.deque([b"in", b"and in"])
+    port = remotes.open_track(TrackOptions(rate_hz=16_000, ssrc=1))
     assert (port.port_id, port.sample_rate_hz) == (9, 16_000)
-    port.received(b"in")
+    outbox.frames.append((9, b"early"))
+    remotes.work(0)
+    remotes.listen(port.port_id, sent.append)
+    end = remotes.link(lambda: far.popleft() if far else None, port.received)
     outbox.frames.append((9, b"out"))
-    remotes.deliver(0)
-    assert made[0].packets == [b"in"]
+    remotes.work(0)
+    assert made[0].packets == [b"in", b"and in"]
     assert sent == [b"out"]
     port.close()
+    end()
+    far.append(b"late")
     outbox.frames.append((9, b"late"))
-    remotes.deliver(0)
+    remotes.work(0)
     assert sent == [b"out"]
+    assert made[0].packets == [b"in", b"and in"]
     assert made[0].closed
 
 
-def test_tracks_are_asked_before_each_tick(caplog: pytest.LogCaptureFixture) -> None:
-    """Until they want no more; one that fails is asked once."""
-    clock = _Clock()
-    remotes = RemotePorts(
-        FakeOutbox(), lambda rate_hz, member_rate_hz, frame_ms: pytest.fail("no samples"), None, clock
-    )
-    to_tick_ms: list[float] = []
-    enough = threading.Event()
+def test_a_track_that_cannot_send_now_may_later(caplog: pytest.LogCaptureFixture) -> None:
+    outbox = FakeOutbox()
+    remotes = _remotes(outbox)
+    sent: list[bytes] = []
 
-    def ask() -> None:
-        to_tick_ms.append((clock.nextTickNs() - time.monotonic_ns()) / 1e6)
-        if len(to_tick_ms) == 100:
-            enough.set()
+    def send(packet: bytes) -> None:
+        if packet == b"now":
+            raise RuntimeError("the track is closed")
+        sent.append(packet)
 
-    def fail() -> None:
+    remotes.listen(9, send)
+    outbox.frames += [(9, b"now"), (9, b"later")]
+    remotes.work(0)
+    assert sent == [b"later"]
+    assert not caplog.records
+
+
+def test_a_fault_of_one_track_is_not_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither its packets' fault, nor that of who is asked for something else; each is told of once."""
+    remotes = _remotes(FakeOutbox())
+    far, came = collections.deque[bytes](), list[bytes]()
+
+    def fail() -> NoReturn:
         raise ValueError("a fault")
 
-    remotes.poll(fail)
-    end = remotes.poll(ask)
+    remotes.link(fail, came.append)
+    remotes.link(lambda: far.popleft() if far else None, came.append)
+    remotes.poll(fail, 1)
+    for packet in b"one", b"two":
+        far.append(packet)
+        remotes.work(0)
+    assert came == [b"one", b"two"]
+    assert len([record for record in caplog.records if "a fault" in str(record.exc_info)]) == 2
+
+
+def test_many_tracks_are_served_at_every_second_tick() -> None:
+    """A few at each, and with none at all there is nothing to wake up for."""
+    outbox = FakeOutbox()
+    remotes = _remotes(outbox)
+    remotes.work(0)
+    ends = []
+    for _ in range(9):
+        ends.append(remotes.link(lambda: None, lambda packet: None))
+        remotes.work(0)
+    for end in ends:
+        end()
+    remotes.work(0)
+    assert outbox.paces == [0, *[1] * 8, 2, 0]
+
+
+def test_what_has_ended_can_be_waited_for() -> None:
+    """Where it is under way, until it is over."""
+    remotes = _remotes(FakeOutbox())
+    under_way, go_on, over = threading.Event(), threading.Event(), threading.Event()
+
+    def receive() -> bytes | None:
+        under_way.set()
+        assert go_on.wait(10)
+        over.set()
+        return None
+
+    end = remotes.link(receive, lambda packet: None)
     remotes.start()
-    assert enough.wait(30)
+    assert under_way.wait(10)
     end()
-    time.sleep(0.02)
-    asked = len(to_tick_ms)
-    time.sleep(0.05)
+    threading.Timer(0.05, go_on.set).start()
+    remotes.settle()
+    assert over.is_set()
     remotes.stop()
-    assert len(to_tick_ms) == asked
-    assert 0 < np.median(to_tick_ms) < 2.5
-    assert len([record for record in caplog.records if "a fault" in str(record.exc_info)]) == 1
 
 
 def test_what_is_asked_rarely_is_asked_in_turn() -> None:
-    """Every second, fourth or eighth tick; of eight that are asked every eighth, one at each."""
-    remotes = RemotePorts(FakeOutbox(), lambda rate_hz, member_rate_hz, frame_ms: pytest.fail("no samples"))
+    """Every second, fourth or eighth round; of eight that are asked every eighth, one in each."""
+    remotes = _remotes(FakeOutbox())
     asked: collections.Counter[str] = collections.Counter()
     at: list[int] = []
     ends = [remotes.poll(functools.partial(asked.update, [str(every)]), every) for every in (1, 2, 4, 8)]
     for _ in range(16):
-        remotes.ask_all()
+        remotes.work(0)
     assert asked == {"1": 16, "2": 8, "4": 4, "8": 2}
     for end in ends:
         end()
     for number in range(8):
         remotes.poll(functools.partial(at.append, number), 8)
-    for tick in range(8):
-        remotes.ask_all()
-        assert len(at) == tick + 1
+    for turn in range(8):
+        remotes.work(0)
+        assert len(at) == turn + 1
     assert sorted(at) == list(range(8))
     assert asked.total() == 30

@@ -158,12 +158,17 @@ class FakeOutbox:
 
     def __init__(self) -> None:
         self.frames: list[tuple[int, bytes]] = []
+        self.paces: list[int] = []  # in ticks, as was asked for
 
-    def wait(self, timeout_ms: int) -> list[tuple[int, bytes]]:
+    def wait(self, timeout_ms: int, every_ticks: int) -> list[tuple[int, bytes]]:
+        self.paces.append(every_ticks)
         if not self.frames:
             time.sleep(min(timeout_ms, 1) / 1000)
         frames, self.frames = self.frames, []
         return frames
+
+    def wake(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -360,7 +365,7 @@ class FakeMedia:
     def run(self, ticks: int = 1) -> None:
         for _ in range(ticks):
             self.loop.tick()
-            self.remotes.deliver(0)
+            self.remotes.work(0)
 
     def run_s(self, seconds: float) -> None:
         self.run(round(seconds * 1000 / self.bank.tick_ms))

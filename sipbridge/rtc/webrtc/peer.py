@@ -3,13 +3,13 @@
 
 ::
 
-    far side ──► libdatachannel ──► thread "poll" ──► TrackPort ──► clock ──► media loop
+    far side ──► libdatachannel ──► thread "remote" ──► TrackPort ──► clock ──► media loop
              ◄──     (C++)      ◄── thread "remote" ◄── TrackPort ◄── clock ◄── media loop
 
 libdatachannel tells what happens on a few threads of its own, partly with locks held that calls of ours
 wait for while they hold the interpreter's; one that waits for the interpreter keeps all others waiting. So no
-Python runs there: packets, messages and states are asked for by a thread of ours, just before each tick of
-the clock. The one callback that there has to be, for a channel of the far side, only posts to the event loop,
+Python runs there: packets, messages and states are asked for by a thread of ours, after the ticks of the
+clock. The one callback that there has to be, for a channel of the far side, only posts to the event loop,
 where everything here lives.
 """
 
@@ -50,8 +50,9 @@ log = logging.getLogger(__name__)
 GATHER_S = 3.0  # that servers have to say our address; then we go on without them
 _MESSAGES_A_POLL = 16  # of one channel; the rest waits, and in the end the far side does
 _MOST_BUFFERED_BYTES = 1 << 20  # of messages that a channel has not been able to send
-_TICKS_A_STATE = 8  # between two looks at a connection that stands
-_TICKS_A_MESSAGE = 4  # between two looks at a channel
+_ROUNDS_A_STATE = 8  # between two looks at a connection that stands
+_ROUNDS_A_MESSAGE = 4  # between two questions for what has come by a channel,
+_ASKS_A_LOOK = 8  # of which this one is to see whether it is closed
 # Its threads may still be at work when a connection has been closed. Were it or what belongs to it let go of
 # then, they would be waited for with the interpreter's lock held.
 _KEEP_CLOSED_S = 5.0
@@ -137,7 +138,7 @@ class Peer:
         self._is_described = False
         self._has_gathered = False
         self._is_asked_rarely = False
-        self._end_poll = remotes.poll(self._ask)
+        self._end_poll = remotes.poll(self._ask, 1)
 
     @property
     def tracks(self) -> Mapping[str, "AudioTrack"]:
@@ -294,6 +295,7 @@ class Peer:
         threading.Thread(target=self._close_native, args=[kept], name=_CLOSER, daemon=True).start()
 
     def _close_native(self, kept: tuple[Any, ...]) -> None:
+        self._remotes.settle()  # it must not be closed while something is sent
         self._pc.close()
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._loop.call_later, _KEEP_CLOSED_S, _closed.discard, kept)
@@ -301,7 +303,7 @@ class Peer:
     # --- from its threads
 
     def _ask(self) -> None:
-        """Polling thread. A connection that stands is asked less often, and for candidates no more."""
+        """Thread of the remote ports. One that stands is asked less often, and for candidates no more."""
         is_settled = self._seen_state is PeerState.CONNECTED
         state = _STATES[self._pc.state()]
         if state is not self._seen_state:
@@ -322,7 +324,7 @@ class Peer:
 
     def _ask_rarely(self) -> None:
         self._end_poll()
-        self._end_poll = self._remotes.poll(self._ask, _TICKS_A_STATE)
+        self._end_poll = self._remotes.poll(self._ask, _ROUNDS_A_STATE)
 
     def _ask_candidates(self) -> None:
         description = self._pc.local_description()
@@ -381,7 +383,6 @@ class AudioTrack:
         self.native: Any = None
         self._end_poll: Callable[[], None] | None = None
         self._end_watch: Callable[[], None] | None = None
-        self._sending = threading.Lock()  # a connection must not be closed while something is sent
 
     @property
     def send_codec(self) -> Codec | None:
@@ -396,17 +397,19 @@ class AudioTrack:
         self.native = native
         native.reset_callbacks()  # one that only sends would throw away its reports
 
-        def watch() -> None:  # polling thread
+        def watch() -> None:  # thread of the remote ports
             if native.is_open():
                 self._post(self._on_open)
 
-        self._end_watch = self._remotes.poll(watch)
+        self._end_watch = self._remotes.poll(watch, 1)
 
     def _on_open(self) -> None:
         if self._end_watch is not None:
             self._end_watch()
             self._end_watch = None
             self.opened.set()
+            if self.port is not None:
+                self._remotes.listen(self.port.port_id, self.native.send)
 
     def turn(self, choice: AudioChoice) -> None:
         """Another direction, in a later description."""
@@ -444,34 +447,29 @@ class AudioTrack:
             level_id=self.level_id,
             opus=opus or OpusOptions(**settings.model_dump()),
         )
-        if self.native.is_open():  # closed before, and now open again
+        port = self.port = self._remotes.open_track(options)
+        if self.native.is_open():  # it may have been closed before, and is open again
             self.opened.set()
-        port = self.port = self._remotes.open_track(options, self._send)
+        if self.opened.is_set():
+            self._remotes.listen(port.port_id, self.native.send)
         receive, received = self.native.receive, port.received
         while receive() is not None:
             pass  # what came when nobody listened is old
 
-        def ask() -> None:  # polling thread
+        if self.direction.receives:
+            self._end_poll = self._remotes.link(receive, received)
+            return port
+
+        def ask() -> None:  # thread of the remote ports
             while (packet := receive()) is not None:
                 received(packet)
 
-        # reports can wait
-        self._end_poll = self._remotes.poll(ask, 1 if self.direction.receives else _TICKS_A_STATE)
+        self._end_poll = self._remotes.poll(ask, _ROUNDS_A_STATE)  # reports can wait
         return port
-
-    def _send(self, packet: bytes) -> None:
-        """Thread of the remote ports."""
-        with self._sending:
-            if self.opened.is_set():
-                try:  # noqa: SIM105 - a context for each packet is not free
-                    self.native.send(packet)
-                except RuntimeError:  # the far side has just closed it
-                    pass
 
     def close(self) -> None:
         """Frees its port. After that has been detached from the media loop."""
-        with self._sending:
-            self.opened.clear()
+        self.opened.clear()
         if self._end_watch is not None:
             self._end_watch()
             self._end_watch = None
@@ -494,8 +492,10 @@ class Channel:
         self.on_closed: Callable[[], None] | None = None
         self.native = native
         self._post = post
+        self._receive = native.receive
+        self._asked = 0
         self._was_open = self._was_closed = False
-        self._end_poll = remotes.poll(self._ask, _TICKS_A_MESSAGE)
+        self._end_poll = remotes.poll(self._ask, _ROUNDS_A_MESSAGE)
 
     def send(self, message: str | bytes) -> bool:
         """False where it is not open, or the far side takes nothing."""
@@ -509,7 +509,7 @@ class Channel:
         return True
 
     def _ask(self) -> None:
-        """Polling thread."""
+        """Thread of the remote ports."""
         if self._was_closed:
             return
         if not self._was_open:
@@ -518,13 +518,14 @@ class Channel:
             self._was_open = True
             self._post(self._on_opened)
         for _ in range(_MESSAGES_A_POLL):
-            message = self.native.receive()
+            message = self._receive()
             if message is None:
                 break
             self._post(self._on_message, message)
         else:
             return
-        if self.native.is_closed():
+        self._asked = (self._asked + 1) % _ASKS_A_LOOK
+        if self._asked == 0 and self.native.is_closed():
             self._was_closed = True
             self._post(self._on_closed)
 

@@ -260,7 +260,6 @@ void Clock::run(const std::function<void()>& receive, const std::function<void()
   int64_t next_ns = nowNs();
   while (running_) {
     next_ns += tick_ns_;
-    next_tick_ns_.store(next_ns, std::memory_order_relaxed);
     sleepUntil(next_ns);
     const int64_t started_ns = nowNs();
     const int64_t late_ns = started_ns - next_ns;

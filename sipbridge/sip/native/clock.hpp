@@ -62,8 +62,6 @@ class Clock {
   // How long it waits for the media thread in a tick, smoothed.
   double mediaMs();
   unsigned tickMs() const { return tick_ms_; }
-  // When the next tick is due, in ns of CLOCK_MONOTONIC; 0 before the first.
-  long long nextTickNs() const { return next_tick_ns_.load(std::memory_order_relaxed); }
 
 #ifndef SWIG
   // `on_thread` runs first on the clock's own thread (pjlib wants to know every thread that calls it), `receive` at the
@@ -101,7 +99,6 @@ class Clock {
   const int64_t tick_ns_;
   std::thread thread_;
   std::atomic<bool> running_{false};
-  std::atomic<long long> next_tick_ns_{0};
   std::mutex legs_mutex_;
   std::vector<std::unique_ptr<Leg>> legs_;
   std::unordered_map<const PortQueues*, Leg*> leg_of_;

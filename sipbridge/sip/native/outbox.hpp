@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 // What the members without a telephone hear, on its way to the one thread that carries it to them.
 #pragma once
-#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <deque>
 #include <memory>
 #include <mutex>
 #include <string>
-#include <utility>
 #include <vector>
 
 struct Heard {
@@ -16,57 +14,25 @@ struct Heard {
   std::string data;  // a frame of int16 samples, or what the port makes of one
 };
 
-// One thread waits, any may push, and says so by `flush`: once for all that it has. Copies are the same outbox: a port
-// has one, and so may outlive the engine's.
+// One thread waits, any may push; the clock flushes, once a tick. Copies are the same outbox: a port has one, and so may
+// outlive the engine's.
 class Outbox {
  public:
-  // All that has been heard since it was asked last, in its order; nothing after timeout_ms, or once it is closed.
-  std::vector<Heard> wait(unsigned timeout_ms) {
-    std::unique_lock<std::mutex> lock(state_->mutex);
-    state_->waits = true;
-    state_->changed.wait_for(lock, std::chrono::milliseconds(timeout_ms),
-                             [&] { return !state_->heard.empty() || state_->closed; });
-    state_->waits = false;
-    std::vector<Heard> heard(std::make_move_iterator(state_->heard.begin()), std::make_move_iterator(state_->heard.end()));
-    state_->heard.clear();
-    return heard;
-  }
-
+  // All that has been heard since it was asked last, in its order. Waits until there is something; or, with
+  // `every_ticks`, for so many flushes since it was asked last. Nothing after timeout_ms, or once it is closed.
+  std::vector<Heard> wait(unsigned timeout_ms, unsigned every_ticks = 0);
+  // Whoever waits has something else to do.
+  void wake();
   // Nobody waits any more.
-  void close() {
-    {
-      std::lock_guard<std::mutex> lock(state_->mutex);
-      state_->closed = true;
-    }
-    state_->changed.notify_all();
-  }
-
+  void close();
   // Frames that a thread which was held for too long has never seen.
-  unsigned long long dropped() const {
-    std::lock_guard<std::mutex> lock(state_->mutex);
-    return state_->dropped;
-  }
+  unsigned long long dropped() const;
 
 #ifndef SWIG
   static constexpr size_t kMost = 8192;
 
-  void push(int port_id, std::string data) {
-    std::lock_guard<std::mutex> lock(state_->mutex);
-    if (state_->heard.size() >= kMost) {
-      state_->heard.pop_front();
-      ++state_->dropped;
-    }
-    state_->heard.push_back({port_id, std::move(data)});
-  }
-
-  void flush() {
-    bool wakes;
-    {
-      std::lock_guard<std::mutex> lock(state_->mutex);
-      wakes = !state_->heard.empty() && std::exchange(state_->waits, false);
-    }
-    if (wakes) state_->changed.notify_one();
-  }
+  void push(int port_id, std::string data);
+  void flush();
 
  private:
   struct State {
@@ -74,7 +40,10 @@ class Outbox {
     std::condition_variable changed;
     std::deque<Heard> heard;
     unsigned long long dropped = 0;
-    bool waits = false, closed = false;
+    unsigned every_ticks = 0, ticks = 0;  // ticks: since wait() returned last
+    bool waits = false, woken = false, closed = false;
+
+    bool isDue() const { return woken || (every_ticks > 0 ? ticks >= every_ticks : !heard.empty()); }
   };
   std::shared_ptr<State> state_ = std::make_shared<State>();
 #endif

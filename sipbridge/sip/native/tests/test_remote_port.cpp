@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-// sources: remote_port.cpp clock.cpp port_bank.cpp
+// sources: remote_port.cpp outbox.cpp clock.cpp port_bank.cpp
 #include "../remote_port.hpp"
 
 #include <algorithm>
@@ -167,6 +167,36 @@ void theOutboxWaitsAndForgetsTheOldest() {
   CHECK(outbox.wait(60'000).empty());
 }
 
+// Asked for every second tick it waits for two, whatever has been heard by then; a tick that was missed counts.
+void theOutboxWaitsForTicks() {
+  Outbox outbox;
+  std::atomic<int> returned{0};
+  std::atomic<size_t> heard{0};
+  std::thread waits([&] {
+    for (int i = 0; i < 3; ++i) {
+      heard = outbox.wait(60'000, 2).size();
+      ++returned;
+    }
+  });
+  const auto returns = [&](int times) {
+    for (int i = 0; i < 5000 && returned < times; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return returned == times;
+  };
+  outbox.push(7, "seven");
+  outbox.flush();
+  outbox.push(7, "eight");
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  CHECK(returned == 0);
+  outbox.flush();
+  CHECK(returns(1) && heard == 2);
+  outbox.flush();
+  outbox.flush();
+  CHECK(returns(2) && heard == 0);
+  outbox.wake();
+  CHECK(returns(3) && heard == 0);
+  waits.join();
+}
+
 // For the thread sanitizer: the clock, one that feeds, one that takes, one that closes.
 void threadsMeet() {
   House house;
@@ -206,6 +236,7 @@ int main() {
   eachHasItsOwnRate();
   aClosedOneIsGone();
   theOutboxWaitsAndForgetsTheOldest();
+  theOutboxWaitsForTicks();
   threadsMeet();
   return checkResult();
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-// sources: track_port.cpp track_stream.cpp audio_codec.cpp remote_port.cpp clock.cpp port_bank.cpp
+// sources: track_port.cpp track_stream.cpp audio_codec.cpp remote_port.cpp outbox.cpp clock.cpp port_bank.cpp
 // pjsip: yes
 #include "../track_port.hpp"
 
