@@ -25,6 +25,7 @@ void sleepUntil(int64_t ns) {
 constexpr int kMaxSendWaitTicks = 2;    // a late media thread moves a packet by so much before it is concealed
 constexpr int kMaxCatchUpTicks = 20;    // after a longer stop of the machine the lost time is not played in a burst
 constexpr int kMaxFramesATick = 16;     // whatever a broken buffer says, one leg cannot hold the clock
+constexpr size_t kAhead = 3;            // legs
 constexpr double kMediaShare = 0.6;     // of a tick, how long the media thread is waited for
 
 }  // namespace
@@ -91,8 +92,8 @@ void Clock::attach(std::shared_ptr<LegStream> stream, std::shared_ptr<PortQueues
   const int64_t period_ns = 1000000000LL * int64_t(stream->frameSamples()) / stream->rateHz();
   const size_t samples = stream->frameSamples();
   port->sendingBegins();
-  auto leg = std::unique_ptr<Leg>(new Leg{std::move(stream), std::move(port), FrameSlot(tick_ns_, period_ns),
-                                          std::vector<int16_t>(samples), period_ns});
+  auto leg = std::unique_ptr<Leg>(new Leg{std::move(stream), std::move(port), std::vector<int16_t>(samples), period_ns,
+                                          0, 0, false, FrameSlot(tick_ns_, period_ns)});
   std::lock_guard<std::mutex> lock(legs_mutex_);
   leg->send_ns = freeSlot(period_ns);
   leg_of_[leg->port.get()] = leg.get();
@@ -129,6 +130,21 @@ int64_t Clock::freeSlot(int64_t period_ns) const {
   return best;
 }
 
+// What is looked at first of the legs after this one: it has left the caches since the last tick.
+void Clock::prefetch(size_t index) const {
+  if (index + 2 * kAhead < legs_.size()) {
+    const char* leg = reinterpret_cast<const char*>(legs_[index + 2 * kAhead].get());
+    __builtin_prefetch(leg);
+    __builtin_prefetch(leg + 64);
+  }
+  if (index + kAhead < legs_.size()) {
+    const Leg& leg = *legs_[index + kAhead];
+    __builtin_prefetch(leg.stream.get());
+    __builtin_prefetch(reinterpret_cast<const char*>(leg.stream.get()) + 64);
+    __builtin_prefetch(leg.port.get());
+  }
+}
+
 void Clock::capture(Leg& leg) {
   const size_t count = leg.frame.size();
   const size_t tick_samples = leg.stream->rateHz() * tick_ms_ / 1000;
@@ -159,7 +175,7 @@ void Clock::handOn(Leg& leg) {
   }
   const size_t count = leg.frame.size();
   leg.slot.arrived(leg.came);
-  while (leg.slot.takes(now_ns_, leg.port->captureDepth(), count)) {
+  while (leg.slot.mayTake(now_ns_) && leg.slot.takes(now_ns_, leg.port->captureDepth(), count)) {
     const auto listener = leg.port->takeWhole(leg.frame.data(), count, leg.slot.waitedTicks() * double(tick_ms_));
     if (!listener || !listener->write(leg.frame.data(), count, leg.port->rateHz())) continue;
     const auto to = leg_of_.find(listener.get());
@@ -210,9 +226,10 @@ void Clock::tick() {
   {
     std::lock_guard<std::mutex> lock(legs_mutex_);
     now_ns_ += tick_ns_;
-    for (auto& leg : legs_) {
-      capture(*leg);
-      handOn(*leg);
+    for (size_t i = 0; i < legs_.size(); ++i) {
+      prefetch(i);
+      capture(*legs_[i]);
+      handOn(*legs_[i]);
     }
     for (auto& leg : legs_) {
       if (leg->send_ns > now_ns_ || !leg->port->fedByMedia()) continue;
@@ -235,7 +252,10 @@ void Clock::tick() {
   }
   {
     std::lock_guard<std::mutex> lock(legs_mutex_);
-    for (auto& leg : legs_) send(*leg);
+    for (size_t i = 0; i < legs_.size(); ++i) {
+      prefetch(i);
+      send(*legs_[i]);
+    }
   }
   if (!waits) return;
   std::lock_guard<std::mutex> lock(stats_mutex_);

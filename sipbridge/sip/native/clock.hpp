@@ -77,15 +77,16 @@ class Clock {
   struct Leg {
     std::shared_ptr<LegStream> stream;
     std::shared_ptr<PortQueues> port;
-    FrameSlot slot;  // of its whole frames
     std::vector<int16_t> frame;
     int64_t period_ns;
     size_t came = 0;       // samples, in this tick
     int64_t send_ns = 0;   // when its next frame is due
     bool in_step = false;  // with whoever writes what it sends
+    FrameSlot slot;        // of its whole frames
   };
 
   void run(const std::function<void()>& receive, const std::function<void()>& sent);
+  void prefetch(size_t index) const;
   void capture(Leg& leg);
   void handOn(Leg& leg);
   void sendNow(Leg& leg);

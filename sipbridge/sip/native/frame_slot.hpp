@@ -27,10 +27,13 @@ class FrameSlot {
   // A frame would be taken now, were it there. So it is too before the first one: what is lost then is not waited for.
   bool isDue(int64_t now_ns) const { return !running_ || now_ns >= due_ns_; }
 
+  // Whether takes() may be true.
+  bool mayTake(int64_t now_ns) const { return isDue(now_ns) || missed_ > 0; }
+
   // Once a tick, after its arrivals, of which there were so many samples.
   void arrived(size_t came) {
-    std::copy_backward(came_.begin(), came_.end() - 1, came_.end());
-    came_[0] = came;
+    newest_ = (newest_ + came_.size() - 1) % came_.size();
+    came_[newest_] = came;
   }
 
   // Whether a frame is to be taken, be it there or to be made up; asked again after each one, since a tick may be longer
@@ -78,13 +81,12 @@ class FrameSlot {
 
   // For how many ticks all that the frame needs has been there.
   int spareTicks(size_t depth, size_t frame) const {
-    int ticks = 0;
-    for (size_t came : came_) {
-      if (depth < frame + came) return ticks;
+    for (size_t ticks = 0; ticks < came_.size(); ++ticks) {
+      const size_t came = came_[(newest_ + ticks) % came_.size()];
+      if (depth < frame + came) return int(ticks);
       depth -= came;
-      ++ticks;
     }
-    return ticks;
+    return int(came_.size());
   }
 
   void forget() {
@@ -121,7 +123,8 @@ class FrameSlot {
   int missed_ = 0;  // frames in a row that were not there
   int64_t due_ns_ = 0, late_ns_ = 0, part_ns_ = 0;
   int waited_ticks_ = 0;
-  std::array<size_t, 12> came_{};  // in this tick and those before it
+  std::array<size_t, 12> came_{};  // in this tick and those before it, from newest_ on, around the end
+  size_t newest_ = 0;
   std::array<int, kParts> least_ticks_;
   std::array<size_t, kParts> least_left_;
   size_t part_ = 0, parts_ = 0;

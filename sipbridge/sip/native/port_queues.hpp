@@ -56,7 +56,7 @@ struct PortUse {
 class PortQueues {
  public:
   PortQueues(unsigned rate_hz, unsigned max_ms)
-      : max_ms_(max_ms), capture_(rate_hz, max_ms), playback_(rate_hz, max_ms), rate_hz_(rate_hz) {}
+      : rate_hz_(rate_hz), max_ms_(max_ms), capture_(rate_hz, max_ms), playback_(rate_hz, max_ms) {}
 
   unsigned rateHz() const { return rate_hz_.load(std::memory_order_relaxed); }
 
@@ -335,11 +335,12 @@ class PortQueues {
     }
   }
 
+  // what is looked at in each tick comes first
   mutable std::mutex mutex_;
-  const unsigned max_ms_;  // the most either queue may hold
-  JitterQueue capture_, playback_;
   std::atomic<unsigned> rate_hz_;
   std::atomic<bool> active_{false}, whole_{false}, fed_{false};
+  const unsigned max_ms_;  // the most either queue may hold
+  JitterQueue capture_, playback_;
   PortUse use_;
   double gain_ = 0;                   // of whole frames, at the end of the last one
   std::unique_ptr<JitterQueue> tap_;  // whole frames as they are read in pieces

@@ -44,8 +44,8 @@ int64_t TrackStream::steadyNs() {
 }
 
 TrackStream::TrackStream(Options options, int port_id, const Outbox& outbox, Now now)
-    : options_(std::move(options)),
-      frame_samples_(options_.rate_hz / 1000 * AudioCodec::kFrameMs),
+    : frame_samples_(options.rate_hz / 1000 * AudioCodec::kFrameMs),
+      options_(std::move(options)),
       port_id_(port_id),
       outbox_(outbox),
       now_(std::move(now)),

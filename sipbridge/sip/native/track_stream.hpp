@@ -118,8 +118,16 @@ class TrackStream : public LegStream {
   void report(int64_t now_ns);
   uint64_t ntp(int64_t now_ns) const;
 
-  const Options options_;
+  // what is looked at in each tick comes first
+  std::atomic<bool> has_mail_{false};
+  size_t ready_at_ = 0;
   const size_t frame_samples_;
+  std::vector<int16_t> ready_;  // from ready_at_ on
+  unsigned long long late_told_ = 0;
+  TrackStats counts_;
+  RtpOrder order_;
+
+  const Options options_;
   const int port_id_;
   Outbox outbox_;
   const Now now_;
@@ -128,7 +136,6 @@ class TrackStream : public LegStream {
   std::mutex inbox_mutex_;
   std::vector<Packet> inbox_;
   std::vector<std::vector<char>> spare_;  // buffers for the inbox, so that it seldom asks for memory
-  std::atomic<bool> has_mail_{false};
   std::atomic<unsigned long long> malformed_{0}, overflow_{0};
   std::atomic<int64_t> last_came_ns_;
 
@@ -136,16 +143,12 @@ class TrackStream : public LegStream {
   bool has_remote_ = false;
   uint32_t remote_ssrc_ = 0, former_ssrc_ = 0;
   int64_t switched_ns_ = 0;
-  RtpOrder order_;
   RtpReception reception_;
   const Format* format_ = nullptr;  // of what came last
   size_t packet_samples_;
   std::vector<int16_t> decoded_;
-  std::vector<int16_t> ready_;  // from ready_at_ on
-  size_t ready_at_ = 0;
   std::deque<std::pair<size_t, bool>> pieces_;  // of it: how many, and whether they are made up
   bool concealed_ = false;
-  unsigned long long late_told_ = 0;
 
   uint16_t sequence_;
   uint32_t timestamp_;
@@ -158,7 +161,6 @@ class TrackStream : public LegStream {
   uint32_t last_report_ = 0;  // of the far side: the middle of its time,
   int64_t last_report_ns_ = 0;  // and when it came
 
-  TrackStats counts_;
   mutable std::mutex stats_mutex_;
   TrackStats stats_;
 };
