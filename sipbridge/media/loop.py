@@ -54,7 +54,7 @@ Samples = NDArray[np.int16]
 _FADE_SHARE = 0.6
 _LONGEST_FRAME_MS = 120  # of a packet
 _PRIORITY = 9
-_REST_TICKS = 3  # that are passed over where all frames are handed on natively; requests wait so long
+_REST_TICKS = 7  # that are passed over where all frames are handed on natively
 _MAX_CATCH_UP_TICKS = 4  # a thread that was held longer drops the rest: delay must not be caught up with
 
 
@@ -63,6 +63,7 @@ class Ticker(Protocol):
 
     def wait(self, last: int, timeout_ms: int) -> int: ...
     def done(self, tick: int) -> None: ...
+    def wake(self) -> None: ...
 
 
 class ReachedMark(Protocol):
@@ -336,6 +337,7 @@ class MediaLoop:
         With True where it was cleared instead, or the leg is gone. On the media thread.
         """
         self._new_marks.append((port_id, reached))
+        self._clock.wake()
 
     def levels(self, port_ids: Sequence[int]) -> list[int]:
         """How loud each was at most since this was asked last, as a sample; 0 for one that is gone."""
@@ -349,6 +351,7 @@ class MediaLoop:
 
     def _post(self, change: Callable[[], None]) -> None:
         self._changes.append(change)
+        self._clock.wake()
 
     # --- changes, media thread
 
@@ -604,8 +607,9 @@ class MediaLoop:
         while self._running:
             awaited = last + (_REST_TICKS if self._rests else 0)
             now = self._clock.wait(awaited, 100)
-            if now == awaited:
+            if now <= awaited:  # woken, or the clock stands
                 self._apply_changes()
+                last = now if now < awaited else last
                 continue
             due = now - awaited
             if due > _MAX_CATCH_UP_TICKS:

@@ -813,6 +813,29 @@ def test_changes_need_no_tick(media: FakeMedia) -> None:
         media.loop.stop()
 
 
+def test_a_loop_at_rest_is_woken(media: FakeMedia) -> None:
+    """Where no audio is here a change is done at once, and what the rest passed over is not made up for."""
+    port = media.bank.add()
+    ticks = threading.Semaphore(0)
+    done = [threading.Event(), threading.Event()]
+    media.loop.start()
+    try:
+        media.loop.detach(99, done[0].set)
+        assert done[0].wait(10)
+        media.clock.advance(3)
+        media.loop.attach(port.port_id, Echo())
+        media.loop.tap(port.port_id, lambda samples: ticks.release())
+        media.loop.detach(99, done[1].set)
+        assert done[1].wait(10)
+        for _ in range(3):
+            media.clock.advance()
+            assert ticks.acquire(timeout=10)
+    finally:
+        media.loop.stop()
+    assert not ticks.acquire(blocking=False)
+    assert media.loop.skipped_ticks == 0
+
+
 @pytest.mark.parametrize("tick_ms", [5, 10, 20])
 def test_ticks_of_any_length(tick_ms: int) -> None:
     """All is the same with longer ticks."""

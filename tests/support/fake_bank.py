@@ -334,6 +334,7 @@ class FakeClock:
 
     def __init__(self) -> None:
         self._tick = 1
+        self._woken = False
         self._changed = threading.Condition()
 
     def advance(self, ticks: int = 1) -> None:
@@ -343,8 +344,14 @@ class FakeClock:
 
     def wait(self, last: int, timeout_ms: int) -> int:
         with self._changed:
-            self._changed.wait_for(lambda: self._tick != last, timeout_ms / 1000)
-            return self._tick
+            self._changed.wait_for(lambda: self._tick > last or self._woken, timeout_ms / 1000)
+            woken, self._woken = self._woken, False
+            return self._tick if woken else max(self._tick, last)
+
+    def wake(self) -> None:
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
 
     def done(self, tick: int) -> None:
         assert tick <= self._tick

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 namespace {
 
@@ -59,11 +60,21 @@ void Clock::stop() {
 unsigned long long Clock::wait(unsigned long long last, unsigned timeout_ms) {
   const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
   std::unique_lock<std::mutex> lock(tick_mutex_);
-  while (tick_ <= last && !stopped_) {
+  while (tick_ <= last && !stopped_ && !(woken_ && tick_ < last)) {
     awaited_tick_ = std::min(awaited_tick_, last + 1);
     if (tick_changed_.wait_until(lock, until) == std::cv_status::timeout) break;
   }
-  return std::max(tick_, last);
+  const bool woken = std::exchange(woken_, false);
+  return woken ? tick_ : std::max(tick_, last);
+}
+
+void Clock::wake() {
+  {
+    std::lock_guard<std::mutex> lock(tick_mutex_);
+    woken_ = true;
+    if (awaited_tick_ == kNever || awaited_tick_ <= tick_ + 1) return;  // it comes to that by itself
+  }
+  tick_changed_.notify_all();
 }
 
 void Clock::done(unsigned long long tick) {

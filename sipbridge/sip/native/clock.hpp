@@ -55,6 +55,8 @@ class Clock {
   // Waits until a tick later than `last` and returns its number; returns `last` after timeout_ms, or when the clock has
   // been stopped.
   unsigned long long wait(unsigned long long last, unsigned timeout_ms);
+  // Whoever waits for a later tick than the next one has something else to do: wait() returns the last tick.
+  void wake();
   // The media thread has done its work of this tick.
   void done(unsigned long long tick);
   void stop();
@@ -111,7 +113,7 @@ class Clock {
   unsigned long long awaited_tick_ = kNever;  // the first that somebody waits for
   std::condition_variable media_done_;
   unsigned long long done_tick_ = 0;
-  bool stopped_ = false;
+  bool stopped_ = false, woken_ = false;
   std::mutex stats_mutex_;
   ClockStats stats_;
 #endif

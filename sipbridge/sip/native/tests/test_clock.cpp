@@ -706,6 +706,18 @@ void waitEndsWithATickTimeOrStop() {
   CHECK(clock.wait(0, 0) >= first);  // already gone by
   CHECK(clock.wait(first + 1000000, 1) == first + 1000000);
 
+  // woken, or woken before, it is none of those: the last tick comes back
+  std::thread wakes([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    clock.wake();
+  });
+  const auto woken = clock.wait(first + 1000000, 1000000);
+  CHECK(woken >= first && woken < first + 1000000);
+  wakes.join();
+  clock.wake();
+  CHECK(clock.wait(first + 1000000, 1000000) < first + 1000000);
+  CHECK(clock.wait(first + 1000000, 1) == first + 1000000);
+
   // all who wait are told of a tick, and of the end
   std::vector<std::thread> waiting;
   std::atomic<int> told{0}, ended{0};
