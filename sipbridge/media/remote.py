@@ -40,7 +40,7 @@ type Receive = Callable[[], bytes | None]
 
 _WAIT_MS = 200  # where there are no rounds, for lack of anybody who has to be asked
 _LEAVE_S = 1.0  # a media thread that is held for longer is not waited for
-_TURNS = 8
+_TURNS = 8  # of as many rounds, for those who are not asked in each
 _FEW = 8  # linked tracks; with more of them there is a round at every second tick
 
 
@@ -276,8 +276,8 @@ class RemotePorts:
             for port_id, data in heard:
                 try:
                     takes.get(port_id, _drop)(data)
-                except RuntimeError:  # the far side has just closed it
-                    continue
+                except RuntimeError as error:  # as when the far side has just closed the track
+                    log.debug("what the member of port %d hears is dropped: %s", port_id, error)
                 except Exception:
                     log.exception("what the member of port %d hears could not be handed on", port_id)
                     self.forget(port_id)
