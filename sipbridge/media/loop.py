@@ -609,7 +609,8 @@ class MediaLoop:
             now = self._clock.wait(awaited, 100)
             if now <= awaited:  # woken, or the clock stands
                 self._apply_changes()
-                last = now if now < awaited else last
+                if now < awaited:
+                    last = now
                 continue
             due = now - awaited
             if due > _MAX_CATCH_UP_TICKS:
